@@ -1,0 +1,1 @@
+"""Hydra configs of tl; a package so that an installed wheel finds them (pkg://tl.conf)."""

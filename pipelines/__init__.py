@@ -1,0 +1,169 @@
+"""The console script: `tl PIPELINE key=value …` runs one of the files beside this one.
+
+It turns command lines into validated configs and errors into exit codes: 0 done, 1 the job failed,
+2 the request was wrong, 130 interrupted. Nothing here imports torch, so `--help` and config errors
+are instant.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tl.config import ConfigError, Interrupted, TlError
+from tl.pipelines.commandline import check_overrides, composition_error, help_text
+
+Job = Callable[[Any], Any]
+HERE = Path(__file__).parent
+
+
+def pipelines() -> dict[str, str]:
+    """Name -> first line of the docstring of every pipeline in this folder."""
+    found = {}
+    for file in sorted(HERE.glob("*.py")):
+        if file.stem not in {"__init__", "commandline"}:
+            found[file.stem] = (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n")[0]
+    return found
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry of the console script `tl`."""
+    args = sys.argv[1:] if argv is None else argv
+    known = pipelines()
+    if not args or args[0] in {"-h", "--help", "help"}:
+        width = max(map(len, known))
+        lines = "\n".join(f"  {name:<{width}}  {text}" for name, text in known.items())
+        print(f"tl PIPELINE [key=value …]\n\n{lines}\n\ntl PIPELINE --help shows its settings.")
+        return
+    if args[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"tl {version('tl')}")
+        return
+    if args[0] not in known:
+        import difflib
+
+        near = difflib.get_close_matches(args[0], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        print(f"tl: no pipeline {args[0]}; {hint}", file=sys.stderr)
+        raise SystemExit(2)
+    importlib.import_module(f"tl.pipelines.{args[0]}").main(args[1:])
+
+
+def run(name: str, job: Job, argv: list[str] | None = None) -> None:
+    """Compose and validate the config of pipeline `name`, call `job` with it, exit with its code.
+
+    Args:
+        name: Pipeline; its primary config and schema have the same name.
+        job: Takes the validated dataclass; what it returns is the objective of a sweep.
+        argv: Overrides and Hydra's flags; default: those of the process.
+    """
+    args = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(args):
+        print(help_text(name, pipelines()[name]))
+        return
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _interrupt)
+    sys.exit(_exit_code(name, job, args))
+
+
+def _exit_code(name: str, job: Job, args: list[str]) -> int:
+    try:
+        check_overrides(name, args)
+        failed = _run_hydra(name, job, args)
+    except Interrupted as stop:
+        print(f"\ninterrupted{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
+        return 130
+    except Exception as error:  # every error of a job ends here, and only here
+        return report(error)
+    for number, overrides, error in failed:
+        first_line = str(error).split("\n")[0]
+        print(f"job {number} failed ({' '.join(overrides)}): {first_line}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _run_hydra(name: str, job: Job, args: list[str]) -> list[tuple[int, list[str], Exception]]:
+    """Run one job, or all jobs of a multirun; returns the failed jobs of a multirun."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
+    from omegaconf import DictConfig
+    from omegaconf.errors import OmegaConfBaseException
+
+    from tl.config import PIPELINES, register_schemas, validate
+
+    register_schemas()
+    failed: list[tuple[int, list[str], Exception]] = []
+    single: list[Exception] = []
+
+    def task(config: DictConfig) -> Any:
+        info = HydraConfig.get()
+        batch = info.mode == RunMode.MULTIRUN
+        try:
+            validated = validate(config, PIPELINES[name])
+            if batch and hasattr(validated, "output_dir"):
+                validated.output_dir = str(Path(info.sweep.dir, info.sweep.subdir).absolute())
+            return job(validated)
+        except Exception as error:
+            if not batch:
+                single.append(error)
+                return None
+            report(error)
+            failed.append((info.job.num, list(info.overrides.task), error))
+            raise
+
+    # Hydra would print errors itself; with this it hands them on.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = [f"tl {name}", *_with_batch_folder(args)]
+    try:
+        hydra.main(version_base="1.3", config_path="pkg://tl.conf", config_name=name)(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        if not failed:
+            raise composition_error(name, error) from error
+    except Exception:
+        if not failed:
+            raise
+    if single:
+        raise single[0]
+    return failed
+
+
+def _with_batch_folder(args: list[str]) -> list[str]:
+    """Name the folder of a multirun: `output_dir=` where it is given, else a dated one."""
+    if not {"-m", "--multirun"} & set(args):
+        return args
+    given = [a.split("=", 1)[1] for a in args if a.startswith("output_dir=")]
+    folder = given[-1] if given else f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}_batch"
+    rest = [a for a in args if not a.startswith("output_dir=")]
+    return [*rest, f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=${hydra.job.num}"]
+
+
+def report(error: Exception) -> int:
+    """Show an error to a person; returns the exit code.
+
+    Errors that are meant for a person (`TlError` and whatever carries an `exit_code`) are one
+    message; anything else is a bug of ours and shows its traceback.
+    """
+    code = getattr(error, "exit_code", None)
+    if code is None:
+        traceback.print_exception(error)
+        return 1
+    label = type(error).__name__ if isinstance(error, TlError) else "error"
+    print(f"\n{label}: {error}".rstrip(), file=sys.stderr)
+    return int(code)
+
+
+def _interrupt(signum: int, _frame: object) -> None:
+    # A second Ctrl-C during the clean-up must not leave the run open in the tracking store.
+    for s in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(s, signal.SIG_IGN)
+    raise Interrupted

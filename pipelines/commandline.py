@@ -1,0 +1,197 @@
+"""Command lines against the schemas: help texts, and all wrong overrides in one error."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from importlib.resources import files
+from typing import Any
+
+from omegaconf.errors import ConfigKeyError
+
+from tl.config import (
+    PIPELINES,
+    ConfigError,
+    compose,
+    convert,
+    limit_problems,
+    schema_keys,
+    unknown_key,
+)
+
+# Free-form nodes: what stands below them is checked where it is used.
+OPEN_NODES = ("trainer", "callbacks", "logger", "tracking.tags")
+
+
+def groups() -> dict[str, list[str]]:
+    """Config group -> its options, as they lie in the package `tl.conf`."""
+    root = files("tl.conf")
+    return {
+        entry.name: sorted(f.name[:-5] for f in entry.iterdir() if f.name.endswith(".yaml"))
+        for entry in sorted(root.iterdir(), key=lambda e: e.name)
+        if entry.is_dir() and not entry.name.startswith("_")
+    }
+
+
+def help_text(name: str, summary: str) -> str:
+    """What `tl NAME --help` prints."""
+    schema = PIPELINES[name]
+    root = files("tl.conf").joinpath(f"{name}.yaml").read_text()
+    lines = [f"{summary}", "", root.split("\n")[0].lstrip("# "), ""]
+    if name == "train":
+        lines.append("Presets (group=option):")
+        lines += [f"  {group:<12} {' '.join(options)}" for group, options in groups().items()]
+        lines.append("")
+    lines.append("Settings used most (key=value):")
+    few = len(list(schema_keys(schema))) <= 16
+    for key, owner, field in schema_keys(schema):
+        if "<name>" in key or not (few or field.metadata.get("common")):
+            continue
+        if is_dataclass(typing.get_type_hints(owner)[field.name]):
+            continue
+        lines.append(f"  {key:<22} {field.metadata['help']}{_default_text(field)}")
+    lines += [
+        "",
+        f"tl {name} --cfg job shows every setting with its value; docs/configuration.md explains them.",
+        "Several values and -m run one job for each: tl train -m model=resnet18,resnet50 …",
+    ]
+    return "\n".join(lines if name == "train" else lines[:-1])
+
+
+def _default_text(field: Any) -> str:
+    value = field.default
+    if value in (NO_DEFAULT, None, "???"):
+        return ""
+    return f" [{value.name if isinstance(value, Enum) else value}]"
+
+
+def check_overrides(name: str, args: list[str]) -> None:
+    """Check all `key=value` arguments at once, before Hydra stops at the first.
+
+    Raises:
+        ConfigError: Names every unknown key, unknown preset and bad value, and what else is wrong
+            with the config that the good ones make.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    parser = OverridesParser.create()
+    own_files = any(
+        a.split("=")[0] in {"--config-dir", "-cd", "--config-path", "-cp"} for a in args
+    )
+    problems: list[str] = []
+    good: list[str] = []
+    skip_next = False
+    for arg in args:
+        if skip_next or arg.startswith("-"):
+            skip_next = not skip_next and arg in {
+                "--config-dir",
+                "-cd",
+                "--config-path",
+                "-cp",
+                "--config-name",
+                "-cn",
+                "--cfg",
+                "-c",
+                "--package",
+                "-p",
+                "--info",
+                "-i",
+            }
+            continue
+        try:
+            override = parser.parse_overrides([arg])[0]
+        except OverrideParseException:
+            problems.append(f"cannot read {arg!r}: write key=value, in quotes where it has spaces")
+            continue
+        found = (
+            [] if override.is_hydra_override() else _override_problems(name, override, own_files)
+        )
+        problems += found
+        if not found and not override.is_sweep_override():
+            good.append(arg)
+    if problems:
+        try:
+            compose(name, [g for g in good if not own_files])
+        except ConfigError as error:
+            problems += [p for p in error.problems if p not in problems]
+        raise ConfigError(problems)
+
+
+def _override_problems(name: str, override: Any, own_files: bool) -> list[str]:
+    key = override.key_or_group
+    if key in groups() and "." not in key and not isinstance(override.value(), dict):
+        return [] if own_files or override.is_delete() else _preset_problems(key, override)
+    known = {k: (owner, f) for k, owner, f in schema_keys(PIPELINES[name])}
+    if any(key == node or key.startswith(f"{node}.") for node in OPEN_NODES if node in known):
+        return []
+    parts = key.split(".")
+    if parts[:2] == ["finetune", "phases"] and len(parts) > 2:
+        key_in_schema = ".".join(["finetune", "phases", "<name>", *parts[3:]])
+    else:
+        key_in_schema = key
+    if key_in_schema in {"experiment", "finetune.phases.<name>"}:
+        return []
+    if key_in_schema not in known:
+        names = [k for k in known if "<name>" not in k]
+        if key_in_schema != key:
+            names = [k.replace("<name>", parts[2]) for k in known if "<name>" in k]
+        return [unknown_key(key, names)]
+    if override.is_delete():
+        return []
+    owner, field = known[key_in_schema]
+    prefix = key[: -len(field.name)]
+    return [f"{prefix}{p}" for v in _values(override) for p in _value_problems(owner, field, v)]
+
+
+def _preset_problems(group: str, override: Any) -> list[str]:
+    options = groups()[group]
+    problems = []
+    for value in _values(override):
+        if value is None or str(value) in options:
+            continue
+        near = difflib.get_close_matches(str(value), options, n=1)
+        hint = f"did you mean {group}={near[0]}? " if near else ""
+        other = f"; any other timm model: model.name={value}" if group == "model" else ""
+        problems.append(f"no preset {group}={value}; {hint}there are {', '.join(options)}{other}")
+    return problems
+
+
+def _values(override: Any) -> list[Any]:
+    if override.is_sweep_override():
+        return [v for v in override.sweep_iterator()]
+    return [override.value()]
+
+
+def _value_problems(owner: type[Any], field: Any, value: Any) -> list[str]:
+    from hydra.core.override_parser.types import QuotedString
+
+    if isinstance(value, QuotedString):
+        value = value.text
+    if isinstance(value, str) and "${" in value:
+        return []
+    if is_dataclass(typing.get_type_hints(owner)[field.name]):
+        inner = [f.name for f in fields(typing.get_type_hints(owner)[field.name])]
+        return (
+            []
+            if isinstance(value, dict)
+            else [f"{field.name} is a group of keys: {', '.join(inner)}"]
+        )
+    try:
+        return limit_problems(field, convert(owner, field.name, value))
+    except ConfigError as error:
+        return error.problems
+
+
+def composition_error(name: str, error: Exception) -> ConfigError:
+    """Hydra's complaint about a config file in our words: the file, the key, the nearest right key."""
+    lines = [line for line in str(error).split("\n") if line.strip() and line[0] != " "]
+    cause = error.__cause__
+    if isinstance(cause, ConfigKeyError) and cause.full_key:
+        where = lines[0].split(":")[0] if lines[0].startswith("In '") else "config"
+        known = [k for k, _, _ in schema_keys(PIPELINES[name])]
+        return ConfigError(f"{where}: {unknown_key(str(cause.full_key), known)}")
+    return ConfigError("\n".join(lines))
