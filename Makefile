@@ -1,0 +1,75 @@
+# `make` lists the targets. Needed: Python 3.11 or newer, make, bash and a package registry for pip.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all format lint type check docs constraints image clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# The interpreter that makes .venv; by default the first of these that is new enough.
+PYTHON ?= $(firstword $(foreach p,python3.11 python3 python3.12 python3.13,\
+	$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
+ARGS ?=
+IMAGE ?= tl:latest
+BASE ?= python:3.11-slim
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make .venv and install everything (2-5 minutes, about 6 GB); again only when versions change
+
+# pip prints some thousand lines: one per package is enough, and errors pass untouched.
+$(READY): pyproject.toml constraints.txt
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	  if ! $(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+	    echo "tl needs Python 3.11 or newer; found: $$($(or $(PYTHON),python3) --version 2>&1 || true)" >&2; \
+	    echo "Install one, or name it: make setup PYTHON=/path/to/python3.11" >&2; \
+	    exit 2; \
+	  fi; \
+	  echo "Making $(VENV) with $$($(PYTHON) --version)"; \
+	  $(PYTHON) -m venv --clear $(VENV); \
+	fi
+	@echo "Installing tl and what it needs into $(VENV): 2-5 minutes, about 6 GB (torch with its CUDA libraries)"
+	@started=$$SECONDS; \
+	pip() { $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt "$$@" \
+	  | awk '/^(Collecting|Installing)/ { print "  " substr($$0, 1, 96); fflush() }'; }; \
+	pip setuptools; \
+	pip --no-build-isolation -e '.[dev]'; \
+	touch $(READY); \
+	echo "Installed in $$((SECONDS - started)) s; $(BIN)/tl is ready"
+
+demo: $(READY) ## pretrain on digits 0-4, transfer to 5-9: the whole way in under 3 minutes
+	@$(BIN)/tl demo $(ARGS)
+
+test: $(READY) ## the tests without the slow ones
+	$(BIN)/pytest $(ARGS)
+
+test-all: $(READY) ## all tests, the slow ones too
+	$(BIN)/pytest -m "slow or not slow" $(ARGS)
+
+format: $(READY) ## format the code and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(READY) ## ruff
+	$(BIN)/ruff check .
+
+type: $(READY) ## mypy, strict
+	$(BIN)/mypy
+
+check: $(READY) ## all of it: format, lint, types, tests
+	$(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory lint type test
+
+constraints: $(READY) ## write the versions of .venv into constraints.txt
+	@head=$$(grep '^#' constraints.txt); \
+	versions=$$($(BIN)/python -m pip freeze --all --exclude-editable --exclude pip); \
+	printf '%s\n' "$$head" "$$versions" > constraints.txt
+
+image: ## build the container image with docker (ENGINE=podman works too)
+	$(or $(ENGINE),docker) build --build-arg BASE=$(BASE) -t $(IMAGE) .
+
+clean: ## remove caches and builds; .venv, runs and mlflow.db stay
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
