@@ -1,0 +1,73 @@
+"""The arrows of the design: which room may import which, and what stays free of torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[1]
+# Room of tl/ -> rooms that it may import. A new room or arrow is a decision, written down here.
+MAY_IMPORT = {
+    "config": set(),
+    "bundle": set(),
+    "data": {"config", "bundle"},
+    "models": {"config", "bundle"},
+    "finetuning": {"config", "models"},
+    "module": {"config", "finetuning"},
+    "training": {"config", "bundle", "data", "models", "finetuning", "module"},
+    "evaluation": {"config"},
+    "figures": {"evaluation"},
+    "display": {"evaluation", "figures"},
+    "export": {"config", "bundle", "models"},
+    "tracking": {"config"},
+}
+
+
+def imported(file: Path, package: str) -> Iterator[str]:
+    """Every module that `file`, which belongs to `package`, imports anywhere, in functions too."""
+    for node in ast.walk(ast.parse(file.read_text(), str(file))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) + 1 - node.level]
+            module = ".".join((above if node.level else []) + [node.module or ""]).strip(".")
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def python_files(folder: str) -> list[Path]:
+    files = sorted((REPO / folder).rglob("*.py"))
+    assert files, f"no Python file in {folder}/"
+    return files
+
+
+@pytest.mark.parametrize("file", python_files("tl"), ids=lambda f: str(f.relative_to(REPO)))
+def test_rooms_import_only_what_the_design_allows(file):
+    inside = file.relative_to(REPO / "tl")
+    room = inside.parts[0].removesuffix(".py")
+    if room == "__init__":
+        return  # the lazy face of the whole package
+    assert room in MAY_IMPORT, f"tl/{inside} is a new room: add it to MAY_IMPORT and to the docs"
+    package = ".".join(["tl", *inside.parts[:-1]])
+    found = {name.split(".")[1] for name in imported(file, package) if name.startswith("tl.")}
+    assert found - {room} <= MAY_IMPORT[room]
+
+
+@pytest.mark.parametrize("file", python_files("pipelines"), ids=lambda f: f.name)
+def test_pipelines_import_only_tl_and_hydra(file):
+    allowed = {"tl", "hydra", "omegaconf", *sys.stdlib_module_names}
+    assert {name.split(".")[0] for name in imported(file, "tl.pipelines")} <= allowed
+
+
+@pytest.mark.parametrize(
+    "module", ["tl", "tl.config", "tl.bundle", "tl.evaluation", "tl.display", "tl.pipelines"]
+)
+def test_help_and_prediction_do_not_load_torch(module):
+    heavy = "{'torch', 'torchvision', 'timm', 'pytorch_lightning', 'mlflow'}"
+    code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
