@@ -11,13 +11,15 @@ READY := $(VENV)/.ready
 PYTHON ?= $(firstword $(foreach p,python3.11 python3 python3.12 python3.13,\
 	$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 ARGS ?=
+ENGINE ?= docker
 IMAGE ?= tl:latest
 BASE ?= python:3.11-slim
+VERSION = $(shell awk -F '"' '/^version = / { print $$2 }' pyproject.toml)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(READY) ## make .venv and install everything (2-5 minutes, about 6 GB); again only when versions change
+setup: $(READY) ## make .venv and install everything (2-5 minutes, about 6 GB); again when versions change
 
 # pip prints some thousand lines: one per package is enough, and errors pass untouched.
 $(READY): pyproject.toml constraints.txt
@@ -67,8 +69,9 @@ constraints: $(READY) ## write the versions of .venv into constraints.txt
 	versions=$$($(BIN)/python -m pip freeze --all --exclude-editable --exclude pip); \
 	printf '%s\n' "$$head" "$$versions" > constraints.txt
 
-image: ## build the container image with docker (ENGINE=podman works too)
-	$(or $(ENGINE),docker) build --build-arg BASE=$(BASE) -t $(IMAGE) .
+image: ## build the container image (ENGINE=podman, IMAGE=name:tag, BASE=image, ARGS=... of the engine)
+	$(ENGINE) build --build-arg BASE=$(BASE) --build-arg VERSION=$(VERSION) \
+	  --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) $(ARGS) -t $(IMAGE) .
 
 clean: ## remove caches and builds; .venv, runs and mlflow.db stay
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
