@@ -1,0 +1,86 @@
+"""A bundle as MLflow calls it: tables of base64 text in, labels and probabilities out."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .images import ImageError
+from .reader import Bundle, BundleError, listed
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def _load_pyfunc(path: str) -> Pyfunc:
+    """Entry point of MLflow: `loader_module` in `MLmodel` names this file."""
+    return Pyfunc(Bundle.load(path))
+
+
+class Pyfunc:
+    """A bundle as `mlflow.pyfunc` calls it."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:  # noqa: ARG002
+        """Label, score and probabilities of each image.
+
+        Args:
+            model_input: Table with a column `image`, or a list of its cells: base64 text, file
+                contents, or a path (not in a server); or uint8 arrays of (height, width, 3).
+            params: None are known.
+
+        Raises:
+            MlflowException: Bad input; a server answers with status 400 and the reason.
+        """
+        import pandas as pd
+
+        try:
+            sources = [_cell(value, i) for i, value in enumerate(_cells(model_input))]
+            values = self._bundle.probabilities(sources).astype(float)
+        except (BundleError, ImageError) as error:
+            from mlflow.exceptions import MlflowException
+
+            raise MlflowException.invalid_parameter_value(str(error)) from error
+        classes = self._bundle.classes
+        rows = [
+            (
+                classes[int(row.argmax())],
+                float(row.max()),
+                dict(zip(classes, row.tolist(), strict=True)),
+            )
+            for row in values
+        ]
+        return pd.DataFrame(rows, columns=["label", "score", "probabilities"])
+
+
+def _cells(model_input: Any) -> Sequence[Any]:
+    columns = getattr(model_input, "columns", None)
+    if columns is not None or isinstance(model_input, Mapping):
+        names = list(model_input if columns is None else columns)
+        if "image" not in names:
+            raise BundleError(
+                f"the input must have a column image, got {', '.join(map(str, names))}"
+            )
+        model_input = model_input["image"]
+    return listed(model_input)
+
+
+def _cell(value: Any, index: int) -> Any:
+    """A source for `Bundle.probabilities`; base64 text becomes the file's contents."""
+    if not isinstance(value, str):
+        return value
+    # A server must not open files that a stranger names.
+    serving = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT" in os.environ
+    if not serving and len(value) < 4096 and Path(value).is_file():
+        return value
+    try:
+        text = value.partition(",")[2] if value.startswith("data:") else value
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageError(f"image {index}", "neither base64 text nor a file that exists") from error
