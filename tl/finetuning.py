@@ -1,0 +1,268 @@
+"""How to transfer: phases and plans, freezing, discriminative learning rates, and their audit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from tl.config import BatchNormMode, FinetuneConfig, Optimizer, TlError
+from tl.models import HEAD, Stage, tensors_sha256
+
+SMALL_TRAIN = (
+    1_000  # images; below, the batch statistics of BatchNorm are worse than the pretraining's
+)
+SMALL_BATCH = 16
+
+
+class FreezeError(TlError):
+    """What was frozen moved, or a parameter belongs to no group: a bug, never the user's fault."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One `Trainer.fit`: which stages train, and how. See `tl.config.FinetuneConfig` for the units."""
+
+    name: str
+    trainable: tuple[str, ...]
+    epochs: int
+    head_lr: float
+    lr_ratio: float
+    optimizer: str
+    weight_decay: float
+    warmup: float
+    freeze_batch_norm: bool
+    patience: int
+    label_smoothing: float
+    gradient_clip: float
+    accumulate: int
+    precision: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The phases of a transfer method, in order, with sentences about how they were chosen."""
+
+    method: str
+    phases: tuple[Phase, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `plan.json` keeps them."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        """Inverse of `to_dict`."""
+        phases = tuple(Phase(**{**p, "trainable": tuple(p["trainable"])}) for p in values["phases"])
+        return cls(values["method"], phases, tuple(values["notes"]))
+
+
+def build_plan(
+    config: FinetuneConfig,
+    stages: Sequence[Stage],
+    *,
+    train_images: int,
+    batch_size: int,
+) -> Plan:
+    """Resolve the phases of a config for one model and one data set.
+
+    Args:
+        config: Method, shared settings, phases.
+        stages: Those of the model, the head last.
+        train_images: Size of train; decides `batch_norm=auto`.
+        batch_size: Images per step; decides `batch_norm=auto`.
+
+    Returns:
+        Phases with every setting filled in. A phase that would train the same stages as the one
+        before (a backbone with fewer stages) is left out, and a note says so.
+    """
+    shared = {f.name for f in fields(config)} - {"method", "pretrained", "phases"}
+    phases: list[Phase] = []
+    notes: list[str] = []
+    for name, phase in config.phases.items():
+        own = {key: getattr(phase, key) for key in shared}
+        settings = {k: getattr(config, k) if v is None else v for k, v in own.items()}
+        mode = settings.pop("batch_norm")
+        optimizer: Optimizer = settings.pop("optimizer")
+        trainable = trainable_stages(stages, phase.train_stages)
+        if phases and trainable == phases[-1].trainable:
+            notes.append(
+                f"phase {name} is left out: it trains the same stages as {phases[-1].name}"
+            )
+            continue
+        small = train_images < SMALL_TRAIN or batch_size < SMALL_BATCH
+        freeze = mode is BatchNormMode.frozen or (
+            mode is BatchNormMode.auto and small and config.pretrained
+        )
+        phases.append(
+            Phase(
+                name=name,
+                trainable=trainable,
+                optimizer=optimizer.value,
+                freeze_batch_norm=freeze,
+                **settings,
+            )
+        )
+    return Plan(config.method, tuple(phases), tuple(notes))
+
+
+def trainable_stages(stages: Sequence[Stage], last: int) -> tuple[str, ...]:
+    """Names of the `last` stages of the backbone and the head; -1 names all.
+
+    Example:
+        >>> names = ["stage0", "stage1", "stage2", "head"]
+        >>> trainable_stages([Stage(name, ("w",)) for name in names], 1)
+        ('stage2', 'head')
+    """
+    names = [stage.name for stage in stages]
+    body = [name for name in names if name != HEAD]
+    kept = body if last < 0 else body[max(len(body) - last, 0) :]
+    return (*kept, *(name for name in names if name == HEAD))
+
+
+# --- freezing -----------------------------------------------------------------------------------
+
+
+def freeze(model: nn.Module, stages: Sequence[Stage], phase: Phase) -> None:
+    """Let exactly the phase's stages train: `requires_grad` of all parameters, and all modes."""
+    trainable = {n for s in stages if s.name in phase.trainable for n in s.parameters}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trainable)
+    set_modes(model, freeze_batch_norm=phase.freeze_batch_norm)
+
+
+def set_modes(model: nn.Module, *, freeze_batch_norm: bool) -> None:
+    """Put what is frozen into eval mode and the rest into train mode.
+
+    A module is frozen when it has parameters and none of them trains; its dropout, stochastic depth
+    and BatchNorm buffers are then still, too.
+
+    Args:
+        model: Model whose parameters already say by `requires_grad` what trains.
+        freeze_batch_norm: Also keep the running statistics of BatchNorm layers that train.
+    """
+    model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        frozen = parameters and not any(p.requires_grad for p in parameters)
+        if frozen or (freeze_batch_norm and isinstance(module, _BatchNorm)):
+            module.eval()
+
+
+# --- learning rates -----------------------------------------------------------------------------
+
+
+def stage_rates(stages: Sequence[Stage], phase: Phase) -> dict[str, float]:
+    """Peak learning rate of each stage that trains: `head_lr / lr_ratio ** (distance to the head)`.
+
+    Discriminative learning rates after Howard and Ruder 2018 (ULMFiT, section 3.2), between stages
+    instead of layers.
+    """
+    last = len(stages) - 1
+    return {
+        stage.name: phase.head_lr / phase.lr_ratio ** (last - index)
+        for index, stage in enumerate(stages)
+        if stage.name in phase.trainable
+    }
+
+
+def parameter_groups(
+    model: nn.Module, stages: Sequence[Stage], phase: Phase
+) -> list[dict[str, Any]]:
+    """Optimizer groups of a phase, each with `params`, `lr`, `weight_decay` and `name`.
+
+    Every stage makes one group that decays and one that does not (biases, norm weights and other
+    1-D parameters, and what the family names in `no_weight_decay()`).
+
+    Raises:
+        FreezeError: A trainable parameter is in no stage, or in two.
+    """
+    parameters = dict(model.named_parameters())
+    still = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
+    groups = []
+    for name, rate in stage_rates(stages, phase).items():
+        stage = next(s for s in stages if s.name == name)
+        decayed = [n for n in stage.parameters if parameters[n].ndim > 1 and n not in still]
+        others = [n for n in stage.parameters if n not in set(decayed)]
+        for label, names, decay in (
+            (name, decayed, phase.weight_decay),
+            (f"{name}/no_decay", others, 0.0),
+        ):
+            if names:
+                groups.append(
+                    {
+                        "params": [parameters[n] for n in names],
+                        "lr": rate,
+                        "weight_decay": decay,
+                        "name": label,
+                    }
+                )
+    grouped = [id(p) for group in groups for p in group["params"]]
+    wanted = {id(p): n for n, p in parameters.items() if p.requires_grad}
+    lost = [n for i, n in wanted.items() if grouped.count(i) != 1]
+    if lost or len(grouped) != len(wanted):
+        msg = f"parameters must be in exactly one optimizer group: {', '.join(lost) or 'frozen ones are in one'}"
+        raise FreezeError(msg)
+    return groups
+
+
+# --- tables and audit ---------------------------------------------------------------------------
+
+
+def stage_hashes(model: nn.Module, stages: Iterable[Stage]) -> dict[str, dict[str, str]]:
+    """SHA-256 of the weights and of the buffers of every stage."""
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    return {
+        stage.name: {
+            "weights": tensors_sha256((n, parameters[n]) for n in stage.parameters),
+            "buffers": tensors_sha256((n, buffers[n]) for n in stage.buffers),
+        }
+        for stage in stages
+    }
+
+
+def stage_rows(model: nn.Module, stages: Sequence[Stage], phase: Phase) -> list[dict[str, Any]]:
+    """Rows of the table before a phase: stage, parameters (count), trainable, lr (peak, or None)."""
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    rates = stage_rates(stages, phase)
+    return [
+        {
+            "stage": stage.name,
+            "parameters": sum(sizes[n] for n in stage.parameters),
+            "trainable": stage.name in phase.trainable,
+            "lr": rates.get(stage.name),
+        }
+        for stage in stages
+    ]
+
+
+def audit(
+    before: Mapping[str, Mapping[str, str]],
+    after: Mapping[str, Mapping[str, str]],
+    phase: Phase,
+    stages: Sequence[Stage],
+) -> list[dict[str, Any]]:
+    """Compare the hashes around a phase.
+
+    Returns:
+        One row a stage: `stage`, `trainable`, and in `weights` and `buffers` the words `moved`,
+        `still` or `none`.
+
+    Raises:
+        FreezeError: Weights or buffers of a frozen stage moved.
+    """
+    rows = []
+    for stage in stages:
+        row: dict[str, Any] = {"stage": stage.name, "trainable": stage.name in phase.trainable}
+        for kind, names in (("weights", stage.parameters), ("buffers", stage.buffers)):
+            moved = before[stage.name][kind] != after[stage.name][kind]
+            row[kind] = ("moved" if moved else "still") if names else "none"
+            if moved and stage.name not in phase.trainable:
+                msg = f"phase {phase.name}: {stage.name} was frozen, but its {kind} moved"
+                raise FreezeError(msg)
+        rows.append(row)
+    return rows
