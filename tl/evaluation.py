@@ -1,4 +1,4 @@
-"""What a classifier is worth: metrics with an interval, calibration, and the table of every prediction.
+"""What a classifier is worth: metrics with an interval, calibration, a table of predictions.
 
 Pure functions from probabilities to numbers; nothing here knows a network or a file.
 """
@@ -62,7 +62,8 @@ def evaluate(
         ValueError: The shapes do not fit each other, or the rows are no probabilities.
 
     Example:
-        >>> report = evaluate([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]], [0, 1, 1], ["ant", "bee"], "val")
+        >>> p = [[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]]
+        >>> report = evaluate(p, [0, 1, 1], ["ant", "bee"], "val")
         >>> round(report.flat()["val/acc"], 3), report.confusion.tolist()
         (0.667, [[1, 0], [1, 1]])
     """
