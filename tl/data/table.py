@@ -1,0 +1,321 @@
+"""A folder of images becomes one checked table of (image, label, split)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from tl.config import BadImages, DataConfig, RequestError
+from tl.data.check import cache_path, check_images
+from tl.data.folder import LAYOUT, Found, count, is_image_name, natural_order, nearest, scan, some
+from tl.data.splits import split_by_content, unsplittable
+
+SPLITS = ("train", "val", "test")
+COLUMNS = ["path", "label", "split", "sha256", "width", "height", "bytes"]
+SHOWN_BAD = 10
+
+
+class DataError(RequestError):
+    """The images or their folders are wrong.
+
+    Args:
+        problems: One sentence each; all are shown together.
+    """
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+@dataclass(frozen=True)
+class ImageTable:
+    """Images with labels and splits; every row has been read once.
+
+    Args:
+        root: The data folder, absolute.
+        classes: Class names; a label is an index into them.
+        rows: path (posix, relative to the root), label, split (train, val or test), sha256 of the
+            contents, width and height of the upright image in pixels, bytes. Ordered by split,
+            label and path.
+        notes: Sentences that a person should see.
+        quarantined: path, split and reason of the images that were left out.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    rows: pd.DataFrame
+    notes: list[str] = field(default_factory=list)
+    quarantined: pd.DataFrame = field(
+        default_factory=lambda: pd.DataFrame(columns=["path", "split", "reason"])
+    )
+
+    def split(self, name: str) -> pd.DataFrame:
+        """Rows of `train`, `val`, `test` or `all`, numbered from 0."""
+        if name not in (*SPLITS, "all"):
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, all; got {name}")
+        rows = self.rows if name == "all" else self.rows[self.rows["split"] == name]
+        return rows.reset_index(drop=True)
+
+    def paths(self, split: str) -> list[Path]:
+        """Absolute paths of the images of a split, in the order of its rows."""
+        return [self.root / path for path in self.split(split)["path"]]
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Split -> class -> number of images; splits without images are left out."""
+        found = self.rows.groupby(["split", "label"]).size().to_dict()
+        present = [split for split in SPLITS if (self.rows["split"] == split).any()]
+        return {
+            split: {name: int(found.get((split, i), 0)) for i, name in enumerate(self.classes)}
+            for split in present
+        }
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What identifies the data: a hash that neither file names nor order change, and counts."""
+        keys = zip(self.rows["split"], self.rows["sha256"], self.rows["label"], strict=True)
+        text = "\n".join(sorted(f"{split} {digest} {label}" for split, digest, label in keys))
+        return {
+            "sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "classes": list(self.classes),
+            "counts": self.counts(),
+            "images": len(self.rows),
+            "bytes": int(self.rows["bytes"].sum()),
+            "root": str(self.root),
+        }
+
+
+def read_folder(
+    config: DataConfig,
+    *,
+    seed: int,
+    cache_dir: Path | None,
+    required_splits: Sequence[str] = ("train", "val"),
+    progress: Callable[[int, int], None] | None = None,
+    classes: Sequence[str] | None = None,
+) -> ImageTable:
+    """Read `<class>/*` or `train|val|test/<class>/*` (also valid, validation).
+
+    The class list comes from train, in natural order. Where val is required and the folder has
+    none, `val_fraction` of train becomes val by `split_by_content`.
+
+    Args:
+        config: Where the images are and how they are read.
+        seed: Decides that split.
+        cache_dir: Remembers the outcome of the check; None checks everything again.
+        required_splits: Splits that must have images; in training every class in each of them.
+        progress: Called with (done, total) while images are checked.
+        classes: Class names in order, where a model fixes them (evaluation). Classes without images
+            and splits without every class are then allowed.
+
+    Raises:
+        DataError: All that is wrong with the folder, its classes and its images, in one message.
+
+    Example:
+        >>> from tl.config import DataConfig
+        >>> table = read_folder(DataConfig(root="photos"), seed=0, cache_dir=None)  # doctest: +SKIP
+        >>> table.counts()["train"]  # doctest: +SKIP
+        {'ants': 98, 'bees': 97}
+    """
+    root = _existing_folder(config.root)
+    found = scan(root)
+    if not found.images and not found.problems:
+        raise DataError(_nothing_found(found))
+    names = tuple(classes) if classes is not None else _train_classes(found)
+    facts = check_images(
+        root,
+        [path for path, _, _ in found.images],
+        decode=config.check,
+        max_pixels=config.max_pixels,
+        cache_file=cache_path(cache_dir, root) if cache_dir else None,
+        progress=progress,
+    )
+    rows, quarantined = _rows(found, facts, names)
+    problems = found.problems + _class_problems(found, names, given=classes is not None)
+    notes = _ignored_note(found)
+    if len(quarantined) and config.bad_images is BadImages.fail:
+        problems.append(_bad_images_text(quarantined, len(found.images) + len(found.unnamed)))
+    elif len(quarantined):
+        notes.append("left out " + _bad_images_text(quarantined, None))
+    if "val" in required_splits and "val" not in found.split_folders and not problems:
+        rows, split_note = _take_val(rows, names, config.val_fraction, seed)
+        notes.append(split_note)
+    if not problems:
+        problems = _empty_cells(found, rows, names, required_splits, given=classes is not None)
+    if problems:
+        raise DataError(problems)
+    rows = _ordered(rows)
+    notes += _duplicate_notes(rows)
+    return ImageTable(root, names, rows, notes, quarantined)
+
+
+def _existing_folder(text: str) -> Path:
+    root = Path(text).expanduser().absolute()
+    if root.is_dir():
+        return root.resolve()
+    if root.exists():
+        raise DataError(f"data.root: {root} is a file, not a folder; unpack it if it is an archive")
+    upper = next(parent for parent in root.parents if parent.is_dir())
+    first_missing = root.relative_to(upper).parts[0]
+    hint = nearest(first_missing, [p.name for p in upper.iterdir() if p.is_dir()])
+    raise DataError(f"data.root: there is no folder {root} ({upper} has no {first_missing}{hint})")
+
+
+def _nothing_found(found: Found) -> str:
+    shown = f"data.root: {found.root}"
+    if not found.ignored and not any(found.class_folders.values()) and not found.unnamed:
+        return f"{shown} is empty: put the images into {LAYOUT}"
+    if found.ignored:
+        files = count(len(found.ignored), "file")
+        return (
+            f"{shown} has no images in class folders, only {files} beside them or without the name "
+            f"of an image ({some(found.ignored)}): put the images into {LAYOUT}"
+        )
+    return f"{shown} has folders, but no images in them: put the images into {LAYOUT}"
+
+
+def _train_classes(found: Found) -> tuple[str, ...]:
+    return tuple(sorted(found.class_folders.get("train", []), key=natural_order))
+
+
+def _rows(
+    found: Found, facts: pd.DataFrame, classes: tuple[str, ...]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Good images of known classes, and the bad ones."""
+    index = {name: i for i, name in enumerate(classes)}
+    table = facts.assign(
+        label=[index.get(name, -1) for _, name, _ in found.images],
+        split=[split for _, _, split in found.images],
+    )
+    bad = table["reason"] != ""
+    unnamed = pd.DataFrame(found.unnamed, columns=["path", "split"])
+    unnamed["reason"] = "its name is not UTF-8: rename it"
+    quarantined = pd.concat(
+        [table.loc[bad, ["path", "split", "reason"]], unnamed], ignore_index=True
+    )
+    return table.loc[~bad & (table["label"] >= 0), COLUMNS], quarantined
+
+
+def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
+    rank = rows["split"].map(SPLITS.index)
+    rows = rows.assign(rank=rank).sort_values(["rank", "label", "path"])
+    return rows[COLUMNS].reset_index(drop=True)
+
+
+def _bad_images_text(quarantined: pd.DataFrame, total: int | None) -> str:
+    shown = quarantined.head(SHOWN_BAD)
+    lines = [f"  {path}: {reason}" for path, reason in zip(shown.path, shown.reason, strict=True)]
+    rest = len(quarantined) - len(shown)
+    lines += [f"  and {rest:,} more"] if rest else []
+    if total is None:
+        return "\n".join([f"{count(len(quarantined), 'image')} that cannot be read:", *lines])
+    head = f"{len(quarantined):,} of {count(total, 'image')} cannot be read:"
+    remedy = "  replace or delete them, or leave them out with data.bad_images=skip"
+    return "\n".join([head, *lines, remedy])
+
+
+def _class_problems(found: Found, classes: tuple[str, ...], *, given: bool) -> list[str]:
+    problems = []
+    if not given and "train" not in found.class_folders:
+        there = " and ".join(found.split_folders.values())
+        return [f"data.root: {found.root} has {there}, but no folder train"]
+    if not given and len(classes) < 2:
+        problems.append(_too_few_classes(found, classes))
+    owner = "the model" if given else found.where("train")
+    for split, names in found.class_folders.items():
+        for name in names if given or len(classes) > 1 else []:
+            if name not in classes:
+                known = f" (known: {some(classes, 10)})"
+                place = f"{found.split_folders[split]}/{name}" if found.split_folders else name
+                hint = nearest(name, classes) or known
+                problems.append(f"{place} is a class that {owner} does not have{hint}")
+    return problems
+
+
+def _too_few_classes(found: Found, classes: tuple[str, ...]) -> str:
+    place = found.root / found.split_folders["train"] if found.split_folders else found.root
+    if not classes:
+        return f"{place} has no class folders: put the images into {LAYOUT}"
+    text = f"{place} has only one class, {classes[0]}; a classifier needs two or more"
+    if not found.split_folders:
+        inner = scan(found.root / classes[0])
+        if len({name for _, name, _ in inner.images}) > 1:
+            text += f". The classes seem to lie one folder deeper: data.root={inner.root}"
+    return text
+
+
+def _take_val(
+    rows: pd.DataFrame, classes: tuple[str, ...], fraction: float, seed: int
+) -> tuple[pd.DataFrame, str]:
+    train = rows["split"] == "train"
+    labels = rows.loc[train, "label"].tolist()
+    in_val = split_by_content(rows.loc[train, "sha256"].tolist(), labels, fraction, seed)
+    lacking = [classes[label] for label in unsplittable(in_val, labels)]
+    if lacking:
+        raise DataError(
+            f"no folder val, and {some(lacking, 10)} cannot be split into train and val: "
+            "each class needs at least two different images of its own"
+        )
+    rows = rows.copy()
+    rows.loc[train, "split"] = ["val" if taken else "train" for taken in in_val]
+    share = in_val.mean() if len(in_val) else 0.0
+    taken = f"{in_val.sum():,} of {count(len(in_val), 'image')} ({share:.1%})"
+    return rows, f"no folder val: took {taken} for val, chosen by content and seed {seed}"
+
+
+def _empty_cells(
+    found: Found,
+    rows: pd.DataFrame,
+    classes: tuple[str, ...],
+    required: Sequence[str],
+    *,
+    given: bool,
+) -> list[str]:
+    """Splits without images and, in training, classes without images in a required split."""
+    problems = [] if len(rows) else [f"data.root: {found.root} has no readable image"]
+    for split in required if len(rows) else []:
+        labels = set(rows.loc[rows["split"] == split, "label"])
+        lacking = [name for i, name in enumerate(classes) if i not in labels]
+        if not labels:
+            has = ", ".join(sorted(set(rows["split"]), key=SPLITS.index))
+            problems.append(f"data.root: {found.root} has no images for {split} (there is: {has})")
+        elif lacking and not given:
+            thing = "class" if len(lacking) == 1 else "classes"
+            problems.append(
+                f"{found.where(split)} has no readable image of the {thing} {some(lacking, 10)}: "
+                "add images, or delete that class everywhere"
+            )
+    return problems
+
+
+def _ignored_note(found: Found) -> list[str]:
+    folders = [name for name in found.ignored if name.endswith("/")]
+    strays = [name for name in found.ignored if is_image_name(name)]
+    others = [n for n in found.ignored if not n.endswith("/") and not is_image_name(n)]
+    beside = f"beside {' and '.join(found.split_folders.values())}"
+    return [
+        f"ignored {count(len(names), thing)} {why}: {some(names, 5)}"
+        for names, thing, why in (
+            (folders, "folder", beside),
+            (strays, "image", "in no class folder"),
+            (others, "file", "without the name of an image"),
+        )
+        if names
+    ]
+
+
+def _duplicate_notes(rows: pd.DataFrame) -> list[str]:
+    """Copies (same bytes) that stand in two classes, or on both sides of a split."""
+    copies = rows[rows.duplicated("sha256", keep=False)].groupby("sha256")
+    notes = []
+    for column, text in (
+        ("label", "in two class folders (correct the labels)"),
+        ("split", "in two splits (figures on val and test are too good)"),
+    ):
+        groups = [" = ".join(g["path"]) for _, g in copies if g[column].nunique() > 1]
+        if groups:
+            notes.append(f"{count(len(groups), 'image')} lie {text}: {some(sorted(groups))}")
+    return notes
