@@ -158,7 +158,7 @@ def test_stage_table_counts_flags_and_shows_the_audit(capsys):
         ],
     )
     lines = [line.split() for line in printed(capsys).split("\n")]
-    assert lines[3] == ["1", "10", "–", "unchanged", "–", "unchanged"]
+    assert lines[3] == ["1", "10", "–", "–", "unchanged", "unchanged"]
     assert lines[6] == ["all", "20", "10"]
 
 
