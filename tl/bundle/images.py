@@ -16,7 +16,10 @@ NO_PICTURES = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "PDF"}
 WHITE = (255, 255, 255)
 # What counts as an image when a folder is searched; a file that is named is opened in any case.
 IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .gif .bmp .webp .tif .tiff .avif .jp2 .ppm .pgm .pbm .tga".split()
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"),
+        *(".avif", ".jp2", ".ppm", ".pgm", ".pbm", ".tga"),
+    )
 )
 
 

@@ -67,7 +67,8 @@ class Bundle:
             inner = f"; did you mean {folder / 'bundle'}?" if (folder / "bundle").is_dir() else ""
             what = f"lacks {', '.join(missing)}" if folder.is_dir() else "no such folder"
             raise BundleError(f"{folder} is no bundle: {what}{inner}")
-        classes = tuple((folder / "classes.txt").read_text(encoding="utf-8").splitlines())
+        names = (folder / "classes.txt").read_text(encoding="utf-8")
+        classes = tuple(names.removesuffix("\n").split("\n"))
         try:
             values = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
             preprocessing = Preprocessing.from_dict(values)

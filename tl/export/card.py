@@ -1,0 +1,177 @@
+"""The model card: the README.md of a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tl.bundle import Preprocessing
+from tl.export.sealing import SealReport
+
+USE = """\
+## Use it
+
+With `tl`, for a file, a folder or a glob pattern:
+
+```sh
+tl predict bundle=. source=photo.jpg
+```
+
+With timm, to go on in PyTorch:
+
+```python
+import timm
+from PIL import Image
+
+model = timm.create_model("local-dir:.", pretrained=True).eval()
+config = timm.data.resolve_model_data_config(model)
+transform = timm.data.create_transform(**config, is_training=False)
+image = transform(Image.open("photo.jpg").convert("RGB"))
+print(model(image[None]).softmax(-1))  # order of classes.txt
+```
+
+With ONNX Runtime, without torch and without `tl`
+(`pip install onnxruntime numpy pillow pandas`):
+
+```python
+import sys
+
+sys.path.insert(0, "code")
+from tl_bundle import Bundle
+
+bundle = Bundle.load(".")
+print(bundle.predict(["photo.jpg"]))
+bundle.verify()  # the golden images still give the probabilities of the export
+```
+
+With MLflow, in Python or as a server that takes base64 text:
+
+```python
+import base64
+import mlflow
+
+image = base64.b64encode(open("photo.jpg", "rb").read()).decode()
+print(mlflow.pyfunc.load_model(".").predict({"image": [image]}))
+```
+
+```sh
+mlflow models serve -m . --env-manager local --port 5001
+printf '{"dataframe_records": [{"image": "%s"}]}' "$(base64 -w0 photo.jpg)" |
+  curl -H 'Content-Type: application/json' --data @- http://127.0.0.1:5001/invocations
+```
+
+The commands and code above are meant for this folder as the working directory.
+"""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a person must know about a model before using it.
+
+    Attributes:
+        title: First line of the card.
+        data: What it was trained on: counts, hash; nested mappings become tables.
+        backbone: timm name.
+        weights: Where the backbone's weights come from.
+        weights_sha256: Their hash; None for random weights.
+        licence: Of those weights; None where it is not known.
+        method: Of transfer.
+        plan: The phases in words.
+        metrics: Name (as in metrics.json) to value.
+        seed: Of the run.
+        created: Date and time.
+        versions: Package to version.
+        limits: One sentence each, besides those that hold for every classifier.
+    """
+
+    title: str
+    data: Mapping[str, Any]
+    backbone: str
+    weights: str
+    weights_sha256: str | None
+    licence: str | None
+    method: str
+    plan: str
+    metrics: Mapping[str, float]
+    seed: int
+    created: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+    limits: Sequence[str] = ()
+
+
+def model_card(
+    card: ModelCard, classes: Sequence[str], preprocessing: Preprocessing, report: SealReport
+) -> str:
+    """Markdown text of the card."""
+    width, height = preprocessing.input_size[2], preprocessing.input_size[1]
+    facts = {
+        "backbone": card.backbone,
+        "weights": card.weights,
+        "weights sha256": card.weights_sha256 or "none",
+        "licence of the weights": card.licence or "not stated: ask whoever gave you the weights",
+        "input": f"{width} x {height} pixels, {preprocessing.interpolation}, "
+        f"{preprocessing.crop_mode} crop {preprocessing.crop_pct:g}",
+        "classes": f"{len(classes)}: {_shortened(classes)}",
+        "method": card.method,
+        "seed": str(card.seed),
+        "created": card.created,
+        "sealed": f"{report.images} images, largest difference of a probability "
+        f"{report.largest_difference:.1e} (tolerance {report.tolerance:g})",
+    }
+    limits = [
+        f"It knows {len(classes)} classes and answers with one of them for any image whatever.",
+        "Scores are trustworthy only for images like those it was trained on.",
+        "`golden/` holds images of the training set: mind their rights when you pass it on.",
+        *card.limits,
+    ]
+    parts = [
+        f"# {card.title}",
+        _table(facts, ("what", "value")),
+        "## Data",
+        _data(card.data),
+        "## Plan",
+        card.plan.strip(),
+        "## Metrics",
+        _table({k: f"{v:.4g}" for k, v in card.metrics.items()}, ("metric", "value")),
+        "## Limits",
+        "\n".join(f"- {limit}" for limit in limits),
+        USE.strip(),
+        "## Versions",
+        ", ".join(f"{name} {v}" for name, v in card.versions.items()) or "not recorded",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _shortened(names: Sequence[str], most: int = 20) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def _cell(value: object) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _table(rows: Mapping[str, object], head: Sequence[str]) -> str:
+    if not rows:
+        return "none"
+    lines = [f"| {_cell(k)} | {_cell(v)} |" for k, v in rows.items()]
+    return "\n".join([f"| {' | '.join(head)} |", "| --- " * len(head) + "|", *lines])
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    """Plain values in one table; a mapping of mappings (split -> class -> images) in its own."""
+    plain = {
+        key: _shortened([str(v) for v in value]) if isinstance(value, (list, tuple)) else value
+        for key, value in data.items()
+        if not isinstance(value, Mapping)
+    }
+    parts = [_table(plain, ("data", "value"))] if plain else []
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            rows = {
+                k: _shortened([f"{a} {b}" for a, b in v.items()]) if isinstance(v, Mapping) else v
+                for k, v in value.items()
+            }
+            parts.append(_table(rows, (key, "value")))
+    return "\n\n".join(parts) or "not recorded"

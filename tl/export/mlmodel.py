@@ -1,0 +1,63 @@
+"""What makes a bundle an MLflow model: `MLmodel`, its code and its requirements."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from platform import python_version
+
+from tl import bundle
+from tl.bundle import Preprocessing, open_image
+
+
+def write_mlmodel(folder: Path, preprocessing: Preprocessing) -> None:
+    """`MLmodel` with signature and input example, its code and its requirements; no torch."""
+    from mlflow import pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Map
+
+    code = folder / "code" / "tl_bundle"
+    source = Path(bundle.__file__).parent
+    shutil.copytree(source, code, ignore=shutil.ignore_patterns("__pycache__"))
+    needs = ("mlflow", "numpy", "onnxruntime", "pandas", "pillow")
+    pins = "".join(f"{name}=={version(name)}\n" for name in needs)
+    (folder / "requirements.txt").write_text(pins)
+    (folder / "python_env.yaml").write_text(
+        f"python: {python_version()}\nbuild_dependencies:\n- pip\n"
+        "dependencies:\n- -r requirements.txt\n"
+    )
+    inputs = Schema([ColSpec(DataType.string, "image")])
+    outputs = Schema(
+        [
+            ColSpec(DataType.string, "label"),
+            ColSpec(DataType.double, "score"),
+            ColSpec(Map(DataType.double), "probabilities"),
+        ]
+    )
+    model = Model(
+        signature=ModelSignature(inputs=inputs, outputs=outputs),
+        saved_input_example_info=_write_example(folder, preprocessing),
+    )
+    pyfunc.add_to_model(model, loader_module="tl_bundle", code="code", python_env="python_env.yaml")
+    model.save(folder / "MLmodel")
+
+
+def _write_example(folder: Path, preprocessing: Preprocessing) -> dict[str, str]:
+    """One golden image as base64 text, at the size of the network so that it stays small."""
+    image = next(p for p in sorted((folder / "golden").iterdir()) if p.name != "expected.json")
+    png = io.BytesIO()
+    preprocessing.resize(open_image(image)).save(png, "PNG")
+    table = {"columns": ["image"], "data": [[base64.b64encode(png.getvalue()).decode()]]}
+    (folder / "input_example.json").write_text(json.dumps(table))
+    (folder / "serving_input_example.json").write_text(json.dumps({"dataframe_split": table}))
+    return {
+        "artifact_path": "input_example.json",
+        "type": "dataframe",
+        "pandas_orient": "split",
+        "serving_input_path": "serving_input_example.json",
+    }

@@ -1,0 +1,122 @@
+"""Write the files of a bundle, and put it in its place when it is sealed."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from timm.models import save_for_hf
+from torch import nn
+
+from tl.bundle import Preprocessing
+from tl.export.card import ModelCard, model_card
+from tl.export.errors import ExportError
+from tl.export.graph import write_onnx
+from tl.export.mlmodel import write_mlmodel
+from tl.export.sealing import SealReport, seal
+
+
+def write_bundle(
+    folder: Path,
+    *,
+    model: nn.Module,
+    classes: Sequence[str],
+    preprocessing: Preprocessing,
+    golden: Sequence[Path],
+    card: ModelCard,
+    tolerance: float = 1e-4,
+) -> SealReport:
+    """Write and seal a bundle; it appears whole or not at all.
+
+    Args:
+        folder: Where; a bundle that is there is replaced, any other content is refused.
+        model: timm model with its head; images (N, 3, height, width) to logits (N, classes).
+        classes: Names in the order of the logits.
+        preprocessing: What the weights expect.
+        golden: Images to keep inside as the bundle's own test, at least one.
+        card: Content of its README.md.
+        tolerance: Largest difference of a probability between PyTorch and the forms written.
+
+    Raises:
+        ExportError: The model cannot be exported, a form computes differently, or the folder
+            cannot be written.
+        ImageError: A golden image cannot be decoded.
+    """
+    folder = folder.absolute()
+    partial = folder.with_name(f".{folder.name}.partial")
+    _check(folder, model, classes, golden)
+    network = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write_weights(partial, network, classes, preprocessing)
+        write_onnx(partial / "model.onnx", network, preprocessing.input_size)
+        (partial / "classes.txt").write_text("\n".join(classes) + "\n", encoding="utf-8")
+        text = json.dumps(preprocessing.to_dict(), indent=1) + "\n"
+        (partial / "preprocessing.json").write_text(text, encoding="utf-8")
+        _copy_golden(partial / "golden", golden)
+        report = seal(partial, model=network, preprocessing=preprocessing, tolerance=tolerance)
+        text = model_card(card, classes, preprocessing, report)
+        (partial / "README.md").write_text(text, encoding="utf-8")
+        write_mlmodel(partial, preprocessing)
+        _replace(partial, folder)
+    except OSError as error:
+        raise ExportError(f"{folder} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return report
+
+
+def _check(folder: Path, model: nn.Module, classes: Sequence[str], golden: Sequence[Path]) -> None:
+    outputs = getattr(model, "num_classes", None)
+    if outputs != len(classes):
+        raise ExportError(f"the model has {outputs} outputs for {len(classes)} classes")
+    odd = [name for name in classes if name != " ".join(name.splitlines()) or not name]
+    if odd or len(set(classes)) != len(classes):
+        raise ExportError(f"class names must differ and be one line each, got {list(classes)}")
+    if not golden:
+        raise ExportError("a bundle needs at least one golden image to be sealed with")
+    if folder.exists() and not folder.is_dir():
+        raise ExportError(f"{folder} is a file; choose another place for the bundle")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "model.onnx").is_file():
+        raise ExportError(f"{folder} holds other files than a bundle; choose another place")
+
+
+def _write_weights(
+    folder: Path, model: nn.Module, classes: Sequence[str], preprocessing: Preprocessing
+) -> None:
+    """`model.safetensors` and `config.json`, as `timm.create_model("local-dir:...")` wants them."""
+    try:
+        save_for_hf(
+            model,
+            str(folder),
+            model_config={"label_names": list(classes)},
+            safe_serialization=True,
+            data_config=preprocessing.to_dict(),
+        )
+    except (AttributeError, KeyError, ValueError, RuntimeError) as error:
+        raise ExportError(f"timm cannot save this model: {error}") from error
+
+
+def _copy_golden(folder: Path, golden: Sequence[Path]) -> None:
+    folder.mkdir()
+    for i, path in enumerate(golden):
+        shutil.copyfile(path, folder / f"{i:02d}{path.suffix.lower()}")
+
+
+def _replace(partial: Path, folder: Path) -> None:
+    """Put the sealed bundle in its place; the one that is there goes only when that worked."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    try:
+        partial.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
