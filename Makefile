@@ -24,8 +24,8 @@ setup: $(READY) ## make .venv and install everything (2-5 minutes, about 6 GB); 
 # pip prints some thousand lines: one per package is enough, and errors pass untouched.
 $(READY): pyproject.toml constraints.txt
 	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
-	  if ! $(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
-	    echo "tl needs Python 3.11 or newer; found: $$($(or $(PYTHON),python3) --version 2>&1 || true)" >&2; \
+	  if ! $(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "tl needs Python 3.11 or newer; found: $$($(or $(PYTHON),python3) --version 2>/dev/null || echo $(or $(PYTHON),no python3))" >&2; \
 	    echo "Install one, or name it: make setup PYTHON=/path/to/python3.11" >&2; \
 	    exit 2; \
 	  fi; \
