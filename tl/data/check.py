@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -149,7 +150,9 @@ def _upright_size(file: Path, decode: bool, max_pixels: int) -> tuple[int, int]:
             width, height = image.size
             quick = image.format == "JPEG" and image.mode in ("RGB", "L")
             if width * height <= max_pixels and (quick or not decode):
-                lying = image.getexif().get(EXIF_ORIENTATION) in LYING_ORIENTATIONS
+                # Pillow decodes the whole of a PNG to look for an EXIF block behind the pixels.
+                exif = {} if image.format == "PNG" and "exif" not in image.info else image.getexif()
+                lying = exif.get(EXIF_ORIENTATION) in LYING_ORIENTATIONS
                 if decode:
                     # libjpeg reads the whole stream, but computes an eighth of each side only.
                     image.draft(image.mode, (1, 1))
@@ -195,4 +198,5 @@ def _write_cache(file: Path, facts: list[ImageFacts]) -> None:
         partial.replace(file)
     except OSError as error:
         log.warning("the check of the images cannot be remembered in %s: %s", file.parent, error)
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()

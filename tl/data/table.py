@@ -317,5 +317,6 @@ def _duplicate_notes(rows: pd.DataFrame) -> list[str]:
     ):
         groups = [" = ".join(g["path"]) for _, g in copies if g[column].nunique() > 1]
         if groups:
-            notes.append(f"{count(len(groups), 'image')} lie {text}: {some(sorted(groups))}")
+            lie = "lies" if len(groups) == 1 else "lie"
+            notes.append(f"{count(len(groups), 'image')} {lie} {text}: {some(sorted(groups))}")
     return notes

@@ -33,9 +33,10 @@ def eval_transform(preprocessing: Preprocessing) -> Transform:
 def train_transform(augment: AugmentConfig, preprocessing: Preprocessing) -> Transform:
     """Random changes of one image, then the normalisation of the weights.
 
-    Flips, crop and affine come first, then TrivialAugment/RandAugment and colour, all on 8-bit
-    images; erasing comes last, so that an erased patch has the mean colour. Randomness comes from
-    torch's CPU generator alone. Mixup and cutmix act on batches: `batch_mix`.
+    Crop, flips, TrivialAugment/RandAugment, colour and affine act on 8-bit images in this order,
+    erasing on the normalised tensor: so the corners that affine uncovers and the patch that erasing
+    takes away have the mean colour, whatever came before. Randomness comes from torch's CPU
+    generator alone. Mixup and cutmix act on batches: `batch_mix`.
 
     Args:
         augment: What to change and how much; all off gives `eval_transform`.
@@ -45,7 +46,7 @@ def train_transform(augment: AugmentConfig, preprocessing: Preprocessing) -> Tra
         A function from an RGB image to a float32 tensor (3, H, W).
     """
     fill = [round(255 * value) for value in preprocessing.mean]
-    changes = [*_flips(augment), *_geometry(augment, fill), *_colour(augment, fill)]
+    changes = [*_flips(augment), *_colour(augment, fill), *_geometry(augment, fill)]
     if not changes and not augment.erasing and augment.crop_scale is None:
         return eval_transform(preprocessing)
     steps: list[Callable[..., object]] = [
