@@ -104,7 +104,7 @@ def _check_header(image: Image.Image, name: str, max_pixels: int) -> None:
 def _unidentified(source: object) -> str:
     if isinstance(source, (str, os.PathLike)) and Path(source).stat().st_size == 0:
         return "0 bytes"
-    return "not an image, or of a format that Pillow cannot read"
+    return "not an image that Pillow can read (cut off, damaged, or another kind of file)"
 
 
 def _damage(error: Exception) -> str:

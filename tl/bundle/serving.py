@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -82,5 +81,6 @@ def _cell(value: Any, index: int) -> Any:
     try:
         text = value.partition(",")[2] if value.startswith("data:") else value
         return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ImageError(f"image {index}", "neither base64 text nor a file that exists") from error
+    except ValueError as error:
+        reason = "not base64 text" if serving else "neither base64 text nor a file that exists"
+        raise ImageError(f"image {index}", reason) from error
