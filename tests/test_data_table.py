@@ -406,6 +406,23 @@ def test_folder_that_the_model_does_not_know(image_folder):
     ]
 
 
+def test_val_of_a_flat_folder_can_be_evaluated_again(tmp_path):
+    root = write_flat(tmp_path / "pets", {"cat": 9, "dog": 9})
+    trained = read(root)
+    table = read(root, required_splits=("val",), classes=("dog", "cat"))
+    assert set(table.split("val")["sha256"]) == set(trained.split("val")["sha256"])
+    assert set(table.split("val")["label"]) == {0, 1}
+
+
+def test_evaluation_needs_neither_train_nor_two_images_a_class(image_folder, tmp_path):
+    root = image_folder(splits={"test": 2})
+    classes = ("blue", "green", "red")
+    text = problems_of(root, required_splits=("val",), classes=classes)
+    assert text == f"data.root: {root} has no images for val (there is: test)"
+    root = write_flat(tmp_path / "few", {"blue": 1, "green": 6})
+    assert len(read(root, required_splits=("val",), classes=classes).rows) == 7
+
+
 # --- fingerprint and cache ----------------------------------------------------------------------
 
 

@@ -133,23 +133,45 @@ def read_folder(
         cache_file=cache_path(cache_dir, root) if cache_dir else None,
         progress=progress,
     )
-    rows, quarantined = _rows(found, facts, names)
-    problems = found.problems + _class_problems(found, names, given=classes is not None)
+    return _assemble(
+        config, found, facts, names, seed=seed, required=required_splits, given=classes is not None
+    )
+
+
+def _assemble(
+    config: DataConfig,
+    found: Found,
+    facts: pd.DataFrame,
+    classes: tuple[str, ...],
+    *,
+    seed: int,
+    required: Sequence[str],
+    given: bool,
+) -> ImageTable:
+    """The table, or everything that stands against it."""
+    rows, quarantined = _rows(found, facts, classes)
+    problems = found.problems + _class_problems(found, classes, given=given)
     notes = _ignored_note(found)
     if len(quarantined) and config.bad_images is BadImages.fail:
         problems.append(_bad_images_text(quarantined, len(found.images) + len(found.unnamed)))
     elif len(quarantined):
         notes.append("left out " + _bad_images_text(quarantined, None))
-    if "val" in required_splits and "val" not in found.split_folders and not problems:
-        rows, split_note = _take_val(rows, names, config.val_fraction, seed)
+    has_train = (rows["split"] == "train").any()
+    if "val" in required and "val" not in found.split_folders and has_train and not problems:
+        rows, lacking, split_note = _take_val(rows, config.val_fraction, seed)
         notes.append(split_note)
+        if lacking and not given:
+            names = some([classes[label] for label in lacking], 10)
+            problems.append(
+                f"no folder val, and {names} cannot be split into train and val: each class needs "
+                "at least two different images of its own"
+            )
     if not problems:
-        problems = _empty_cells(found, rows, names, required_splits, given=classes is not None)
+        problems = _empty_cells(found, rows, classes, required, given=given)
     if problems:
         raise DataError(problems)
     rows = _ordered(rows)
-    notes += _duplicate_notes(rows)
-    return ImageTable(root, names, rows, notes, quarantined)
+    return ImageTable(found.root, classes, rows, notes + _duplicate_notes(rows), quarantined)
 
 
 def _existing_folder(text: str) -> Path:
@@ -248,22 +270,17 @@ def _too_few_classes(found: Found, classes: tuple[str, ...]) -> str:
 
 
 def _take_val(
-    rows: pd.DataFrame, classes: tuple[str, ...], fraction: float, seed: int
-) -> tuple[pd.DataFrame, str]:
+    rows: pd.DataFrame, fraction: float, seed: int
+) -> tuple[pd.DataFrame, list[int], str]:
+    """Rows with a val, the classes that could not be split, and a sentence about it."""
     train = rows["split"] == "train"
     labels = rows.loc[train, "label"].tolist()
     in_val = split_by_content(rows.loc[train, "sha256"].tolist(), labels, fraction, seed)
-    lacking = [classes[label] for label in unsplittable(in_val, labels)]
-    if lacking:
-        raise DataError(
-            f"no folder val, and {some(lacking, 10)} cannot be split into train and val: "
-            "each class needs at least two different images of its own"
-        )
     rows = rows.copy()
     rows.loc[train, "split"] = ["val" if taken else "train" for taken in in_val]
-    share = in_val.mean() if len(in_val) else 0.0
-    taken = f"{in_val.sum():,} of {count(len(in_val), 'image')} ({share:.1%})"
-    return rows, f"no folder val: took {taken} for val, chosen by content and seed {seed}"
+    taken = f"{in_val.sum():,} of {count(len(in_val), 'image')} ({in_val.mean():.1%})"
+    note = f"no folder val: took {taken} for val, chosen by content and seed {seed}"
+    return rows, unsplittable(in_val, labels), note
 
 
 def _empty_cells(
