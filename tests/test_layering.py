@@ -18,13 +18,14 @@ MAY_IMPORT = {
     "data": {"config", "bundle"},
     "models": {"config", "bundle"},
     "finetuning": {"config", "models"},
-    "module": {"config", "finetuning"},
-    "training": {"config", "bundle", "data", "models", "finetuning", "module"},
+    "module": {"config", "finetuning", "models"},
     "evaluation": {"config"},
     "figures": {"evaluation"},
     "display": {"evaluation", "figures"},
+    "training": {"config", "data", "models", "finetuning", "module", "evaluation", "display"},
     "export": {"config", "bundle", "models"},
     "tracking": {"config"},
+    "runs": {"config", "data", "models", "finetuning", "training", "evaluation", "figures"},
 }
 
 
