@@ -1,0 +1,72 @@
+"""A bundle as an MLflow model that anybody can load, without tl and without torch."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import shutil
+import tempfile
+import warnings
+from importlib import metadata
+from pathlib import Path
+
+CODE = "tl_bundle"
+SERVING_PACKAGES = ("mlflow", "numpy", "onnxruntime", "pandas", "pillow")
+
+
+def log_bundle(bundle: Path, example: Path, name: str = "bundle") -> str:
+    """Log a bundle into MLflow's active run.
+
+    Args:
+        bundle: Folder of the bundle.
+        example: An image file; it becomes the input example.
+        name: Name of the model in the run.
+
+    Returns:
+        Address of the model, `models:/<id>`, as `mlflow.pyfunc.load_model` takes it.
+    """
+    import mlflow
+    import pandas as pd
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Map
+
+    text = base64.b64encode(example.read_bytes()).decode("ascii")
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(DataType.string, "image")]),
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "label"),
+                ColSpec(DataType.double, "score"),
+                ColSpec(Map(DataType.double), "probabilities"),
+            ]
+        ),
+    )
+    logger = logging.getLogger("mlflow")
+    level = logger.level
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        try:
+            info = mlflow.pyfunc.log_model(
+                name=name,
+                loader_module=CODE,
+                data_path=str(bundle),
+                code_paths=[str(_code(bundle, Path(folder)))],
+                signature=signature,
+                input_example=pd.DataFrame({"image": [text]}),
+                pip_requirements=[f"{p}=={metadata.version(p)}" for p in SERVING_PACKAGES],
+            )
+        finally:
+            logger.setLevel(level)
+    return str(info.model_uri)
+
+
+def _code(bundle: Path, folder: Path) -> Path:
+    """The reader's code under the name that MLflow imports: the bundle's own, else this one's."""
+    own = bundle / "code" / CODE
+    if own.is_dir():
+        return own
+    source = Path(__file__).resolve().parents[1] / "bundle"
+    ignored = shutil.ignore_patterns("__pycache__")
+    return Path(shutil.copytree(source, folder / CODE, ignore=ignored))
