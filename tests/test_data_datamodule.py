@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 
@@ -148,8 +149,8 @@ class Recorder(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
-def fit(data, **options):
-    module = Recorder()
+def fit(data, module=None, **options):
+    module = module or Recorder()
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     quiet |= {"enable_model_summary": False, "accelerator": "cpu", "log_every_n_steps": 1}
     pl.Trainer(**quiet | {"max_epochs": 2} | options).fit(module, datamodule=data)
@@ -269,6 +270,16 @@ def test_workers_ignore_ctrl_c(image_folder):
     assert all(worker.is_alive() for worker in loader._iterator._workers)
 
 
+def test_failing_step_leaves_no_workers(image_folder):
+    class Failing(Recorder):
+        def training_step(self, batch, _):
+            raise RuntimeError("no luck")
+
+    with pytest.raises(RuntimeError, match="no luck"):
+        fit(data_of(image_folder(), num_workers=2), module=Failing())
+    assert multiprocessing.active_children() == []
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_image_that_went_bad_is_one_clear_message(image_folder, num_workers):
     data = data_of(image_folder(), num_workers=num_workers)
@@ -281,3 +292,4 @@ def test_image_that_went_bad_is_one_clear_message(image_folder, num_workers):
     assert text.endswith("Was it changed while the job ran?")
     assert "\n" not in text
     assert "Traceback" not in text
+    assert multiprocessing.active_children() == []

@@ -14,6 +14,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from tl.bundle import ImageError, Preprocessing, open_image
 from tl.bundle.images import MAX_PIXELS
@@ -135,13 +136,21 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
 
 
 class ImageLoader(DataLoader[dict[str, Any]]):
-    """A `DataLoader` that passes a worker's `DataError` on without the worker's traceback."""
+    """A `DataLoader` that passes a `DataError` on at once, without the traceback of a worker."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override] # a generator round torch's
+        batches = super().__iter__()
         try:
-            yield from super().__iter__()
+            yield from batches
         except DataError as error:
-            raise DataError(str(error).split(f"{DataError.__name__}: ")[-1].strip()) from None
+            message = str(error).split(f"{DataError.__name__}: ")[-1].strip()
+        else:
+            return
+        # Workers that are left to the garbage collector, as a traceback does, take 5 seconds each.
+        if isinstance(batches, _MultiProcessingDataLoaderIter):
+            batches._shutdown_workers()
+            self._iterator = None
+        raise DataError(message)
 
 
 def _start_worker(_: int) -> None:
