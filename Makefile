@@ -64,6 +64,9 @@ check: $(READY) ## all of it: format, lint, types, tests
 	$(BIN)/ruff format --check .
 	@$(MAKE) --no-print-directory lint type test
 
+docs: $(READY) ## write docs/configuration.md from the schemas and presets
+	$(BIN)/python docs/make_configuration.py
+
 constraints: $(READY) ## write the versions of .venv into constraints.txt
 	@head=$$(grep '^#' constraints.txt); \
 	versions=$$($(BIN)/python -m pip freeze --all --exclude-editable --exclude pip); \
