@@ -66,7 +66,9 @@ def _cells(model_input: Any) -> Sequence[Any]:
             raise BundleError(
                 f"the input must have a column image, got {', '.join(map(str, names))}"
             )
-        model_input = model_input["image"]
+        # MLflow packs a mapping of lists into a table of one row that holds the lists.
+        column = listed(model_input["image"])
+        return [c for cell in column for c in (cell if isinstance(cell, list) else [cell])]
     return listed(model_input)
 
 

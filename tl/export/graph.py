@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,30 +47,37 @@ def write_onnx(path: Path, model: nn.Module, input_size: tuple[int, int, int]) -
         "external_data": False,
         "verbose": False,
     }
-    with _quiet():
+    with quiet():
         try:
             shapes = {"images": {0: torch.export.Dim("batch", min=1)}}
             torch.onnx.export(module, example, path, dynamo=True, dynamic_shapes=shapes, **names)
             return
         except Exception as error:  # torch.export has dozens of ways to refuse a graph
-            reason = str(error).strip().split("\n")[0]
+            reason = _reason(error)
         axes = {name: {0: "batch"} for name in ("images", "logits", "probabilities")}
         try:
             torch.onnx.export(module, example, path, dynamo=False, dynamic_axes=axes, **names)
         except Exception as error:
-            text = str(error).strip().split("\n")[0]
-            raise ExportError(
-                f"the model has no ONNX form: {reason}; by tracing: {text}"
-            ) from error
+            text = f"the model has no ONNX form: {reason}; by tracing: {_reason(error)}"
+            raise ExportError(text) from error
     logger.warning(
         "ONNX: the graph was traced (TorchScript), because torch.export said: %s", reason
     )
 
 
+def _reason(error: BaseException) -> str:
+    """First line of the innermost cause: the exporter wraps it in advice to its developers."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    line = str(error).strip().split("\n")[0]
+    plain = re.sub("\x1b\\[[0-9;]*m", "", line)  # without the colours of a terminal
+    return f"{type(error).__name__}: {plain}"
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter speaks of its own inner life; what matters is raised or logged by the caller."""
-    names = ("torch", "torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+def quiet() -> Iterator[None]:
+    """Exporter and timm speak of their own inner life; what matters, our callers raise or log."""
+    names = ("torch", "torch.onnx", "torch.export", "onnxscript", "onnx_ir", "timm")
     levels = {name: logging.getLogger(name).level for name in names}
     try:
         for name in names:

@@ -18,6 +18,7 @@ from torch import nn
 
 from tl.bundle import Bundle, BundleError, Preprocessing, open_image
 from tl.export.errors import ExportError
+from tl.export.graph import quiet
 
 # One image takes other paths through some networks than many do, so both are tried.
 BATCH_SIZES = (1, 5)
@@ -107,7 +108,8 @@ def torch_probabilities(
 
 def _probabilities_of_forms(folder: Path, images: Sequence[Path]) -> dict[str, NDArray[np.float32]]:
     """Name of each form -> its probabilities; row i is of image i modulo their number."""
-    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    with quiet():
+        loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     found = {
         "model.safetensors with config.json, in timm,": torch_probabilities(
             loaded,
