@@ -69,3 +69,10 @@ def test_classes_that_cannot_be_split_are_named():
     one, two, three = hashes(3)
     digests, labels = [one, one, two, three], [0, 0, 1, 1]
     assert unsplittable(split_by_content(digests, labels, 0.5, 0), labels) == [0]
+
+
+def test_moving_an_image_never_empties_another_class():
+    shared, one, two = hashes(3)
+    digests, labels = [shared, one, shared, two], [0, 0, 1, 1]
+    for seed in range(200):
+        assert unsplittable(split_by_content(digests, labels, 0.5, seed), labels) == []
