@@ -21,8 +21,8 @@ Written by `make docs` from `tl/config.py` and `conf/`; do not edit.
 
 A setting is `key=value` on the command line: `tl train data.root=photos finetune.epochs=5`.
 A preset is `group=name`: `finetune=lp_ft` takes all values of `conf/finetune/lp_ft.yaml`. A
-setting on the command line wins over a preset, and a preset over the defaults below. Unknown key,
-a value of the wrong kind or out of its range: all are refused at once, before anything runs.
+setting on the command line wins over a preset, and a preset over the defaults below. Unknown keys
+and values of the wrong kind or out of their range are refused before anything runs, all at once.
 
 `tl train` begins with {presets}.
 `tl train --cfg job` shows the whole config that a command line makes.
