@@ -21,7 +21,7 @@ from tl.config import Interrupted, TlError, TrackingConfig
 from tl.export import ModelCard, write_bundle
 from tl.tracking import StoreError, TrackingError, default_uri, start_run
 from tl.tracking import environment as described
-from tl.tracking import run as run_room
+from tl.tracking import tracked
 
 REPO = Path(__file__).parents[1]
 
@@ -304,7 +304,7 @@ def test_metrics_are_written_in_batches(uri, tmp_path):
 
 def test_queued_metrics_are_written_after_some_seconds(uri, tmp_path, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(run_room.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(tracked.time, "monotonic", lambda: now[0])
     with job(uri, tmp_path) as run:
         run.log_metrics({"a": 1.0}, step=0)
         now[0] += 4.9
@@ -317,7 +317,7 @@ def test_queued_metrics_are_written_after_some_seconds(uri, tmp_path, monkeypatc
 
 def test_a_training_outlives_an_outage_of_the_store(uri, tmp_path, monkeypatch, caplog):
     now = [100.0]
-    monkeypatch.setattr(run_room.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(tracked.time, "monotonic", lambda: now[0])
     with job(uri, tmp_path) as run:
         run._client = Store(run._client)
         run._client.down = True
@@ -334,12 +334,14 @@ def test_a_training_outlives_an_outage_of_the_store(uri, tmp_path, monkeypatch, 
 
 def test_metrics_that_are_never_taken_fail_the_job(uri, tmp_path):
     with (  # noqa: PT012
-        pytest.raises(TrackingError, match="could not be closed"),
+        pytest.raises(TrackingError, match=r"1 metrics: no route to host\nthe job itself is done"),
         job(uri, tmp_path) as run,
     ):
         run._client = Store(run._client)
         run._client.down = True
         run.log_metrics({"a": 1.0})
+    assert stored(uri, run).info.status == record(tmp_path)["status"] == "FAILED"
+    assert mlflow.active_run() is None
 
 
 def test_an_outage_at_the_end_does_not_hide_the_error_of_the_job(uri, tmp_path, caplog):
@@ -352,6 +354,7 @@ def test_an_outage_at_the_end_does_not_hide_the_error_of_the_job(uri, tmp_path, 
         run.log_metrics({"a": 1.0})
         raise ValueError("the real reason")
     assert "could not be closed" in caplog.text
+    assert mlflow.active_run() is None
 
 
 def test_values_that_are_no_number_are_kept(uri, tmp_path):
@@ -461,6 +464,7 @@ def test_importing_the_room_loads_neither_mlflow_nor_torch():
     assert done.stdout == "[]\n"
 
 
+@pytest.mark.slow
 def test_jobs_that_start_at_once_share_a_new_store(tmp_path):
     script = f"""
 import sys
@@ -608,7 +612,7 @@ def test_the_logged_model_needs_neither_tl_nor_torch(uri, tmp_path, bundle):
     folder, image = bundle
     with job(uri, tmp_path / "out") as run:
         model = mlflow.MlflowClient(uri).get_logged_model(
-            run.log_bundle(folder, image).removeprefix("models:/")
+            run.log_bundle(folder).removeprefix("models:/")
         )
     place = Path(model.artifact_location.removeprefix("file://"))
     requirements = (place / "requirements.txt").read_text()

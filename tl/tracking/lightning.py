@@ -10,7 +10,7 @@ from pytorch_lightning.loggers import MLFlowLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 if TYPE_CHECKING:
-    from .run import TrackedRun
+    from .tracked import TrackedRun
 
 
 class RunLogger(MLFlowLogger):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import logging
 import shutil
 import tempfile
@@ -14,12 +15,12 @@ CODE = "tl_bundle"
 SERVING_PACKAGES = ("mlflow", "numpy", "onnxruntime", "pandas", "pillow")
 
 
-def log_bundle(bundle: Path, example: Path, name: str = "bundle") -> str:
+def log_bundle(bundle: Path, example: Path | None = None, name: str = "bundle") -> str:
     """Log a bundle into MLflow's active run.
 
     Args:
         bundle: Folder of the bundle.
-        example: An image file; it becomes the input example.
+        example: An image file as the input example; None takes the bundle's own, a small one.
         name: Name of the model in the run.
 
     Returns:
@@ -31,7 +32,11 @@ def log_bundle(bundle: Path, example: Path, name: str = "bundle") -> str:
     from mlflow.types import ColSpec, DataType, Schema
     from mlflow.types.schema import Map
 
-    text = base64.b64encode(example.read_bytes()).decode("ascii")
+    if example is None:
+        own = json.loads((bundle / "input_example.json").read_text(encoding="utf-8"))
+        text = own["data"][0][0]
+    else:
+        text = base64.b64encode(example.read_bytes()).decode("ascii")
     signature = ModelSignature(
         inputs=Schema([ColSpec(DataType.string, "image")]),
         outputs=Schema(

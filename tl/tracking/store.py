@@ -60,10 +60,15 @@ def redacted(text: str) -> str:
     return re.sub(r"(?<=://)[^/@\s]+:[^/@\s]+@", "***@", text)
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, on one line, without passwords."""
-    lines = str(error).strip().split("\n")
-    return redacted(lines[0] or type(error).__name__)
+def reason_of(error: BaseException) -> str:
+    """What an error says, on one line: the cause that MLflow and urllib3 wrap into a paragraph."""
+    text = redacted(str(error).strip().split("\n")[0] or type(error).__name__)
+    if "code 404" in text:
+        return "something answers there, but it is no MLflow server"
+    if isinstance(error, ModuleNotFoundError):
+        return f"its driver is not installed ({text})"
+    inner = re.search(r"Caused by \w+\(['\"]?(?:<?[^:]*>?: )?(.*?)['\"]?\)+$", text)
+    return inner.group(1) if inner else text
 
 
 @contextmanager
@@ -93,7 +98,7 @@ def mlflow_settings(uri: str, seconds: int | None = None) -> Iterator[None]:
     }  # fmt: skip
     with _environment(settings):
         for logger in loggers:
-            logger.setLevel(logging.WARNING)
+            logger.setLevel(logging.ERROR)  # tl.tracking says itself what went wrong, in one line
         try:
             yield
         finally:
@@ -141,18 +146,7 @@ def open_store(uri: str) -> MlflowClient:
         return client
     # Drivers, HTTP and MLflow each have their own exceptions; to the user all mean the same.
     except Exception as error:
-        raise StoreError(uri, _reason(error)) from error
-
-
-def _reason(error: Exception) -> str:
-    """The innermost cause that MLflow and urllib3 wrap into a paragraph."""
-    text = first_line(error)
-    inner = re.search(r"Caused by \w+\(['\"]?(?:<?[^:]*>?: )?(.*?)['\"]?\)+$", text)
-    if "code 404" in text:
-        return "something answers there, but it is no MLflow server"
-    if isinstance(error, ModuleNotFoundError):
-        return f"its driver is not installed ({text})"
-    return inner.group(1) if inner else text
+        raise StoreError(uri, reason_of(error)) from error
 
 
 @contextmanager
