@@ -212,6 +212,7 @@ def test_classes_missing_in_train_and_val_are_reported_together(image_folder):
     (root / "train/green/00.png").write_bytes(b"")
     assert problems_of(root).splitlines() == [
         "val/bleu is a class that train does not have; did you mean blue?",
+        "val has no readable image of the class blue: add images, or delete that class everywhere",
         "1 of 27 images cannot be read:",
         "  train/green/00.png: 0 bytes",
         "  replace or delete them, or leave them out with data.bad_images=skip",

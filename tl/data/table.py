@@ -151,6 +151,9 @@ def _assemble(
     """The table, or everything that stands against it."""
     rows, quarantined = _rows(found, facts, classes)
     problems = found.problems + _class_problems(found, classes, given=given)
+    listed = _listed(found, classes)
+    if len(listed) and (given or len(classes) > 1):
+        problems += _empty_cells(found, listed, classes, required, given=given)
     notes = _ignored_note(found)
     if len(quarantined) and config.bad_images is BadImages.fail:
         problems.append(_bad_images_text(quarantined, len(found.images) + len(found.unnamed)))
@@ -166,8 +169,8 @@ def _assemble(
                 f"no folder val, and {names} cannot be split into train and val: each class needs "
                 "at least two different images of its own"
             )
-    if not problems:
-        problems = _empty_cells(found, rows, classes, required, given=given)
+    if not problems:  # all was there by name: what was left out may have been the last of its class
+        problems = _empty_cells(found, rows, classes, required, given=given, val_taken=True)
     if problems:
         raise DataError(problems)
     rows = _ordered(rows)
@@ -191,10 +194,9 @@ def _nothing_found(found: Found) -> str:
     if not found.ignored and not any(found.class_folders.values()) and not found.unnamed:
         return f"{shown} is empty: put the images into {LAYOUT}"
     if found.ignored:
-        files = count(len(found.ignored), "file")
+        files = f"{count(len(found.ignored), 'other file')} ({some(found.ignored)})"
         return (
-            f"{shown} has no images in class folders, only {files} beside them or without the name "
-            f"of an image ({some(found.ignored)}): put the images into {LAYOUT}"
+            f"{shown} has no class folders with images, only {files}: put the images into {LAYOUT}"
         )
     return f"{shown} has folders, but no images in them: put the images into {LAYOUT}"
 
@@ -219,6 +221,13 @@ def _rows(
         [table.loc[bad, ["path", "split", "reason"]], unnamed], ignore_index=True
     )
     return table.loc[~bad & (table["label"] >= 0), COLUMNS], quarantined
+
+
+def _listed(found: Found, classes: tuple[str, ...]) -> pd.DataFrame:
+    """Split and label of every image of a known class, readable or not."""
+    index = {name: i for i, name in enumerate(classes)}
+    cells = [(split, index[name]) for _, name, split in found.images if name in index]
+    return pd.DataFrame(cells, columns=["split", "label"])
 
 
 def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
@@ -290,10 +299,17 @@ def _empty_cells(
     required: Sequence[str],
     *,
     given: bool,
+    val_taken: bool = False,
 ) -> list[str]:
-    """Splits without images and, in training, classes without images in a required split."""
+    """Splits without images and, in training, classes without images in a required split.
+
+    Before val is taken from train, only a val that has a folder is looked at.
+    """
     problems = [] if len(rows) else [f"data.root: {found.root} has no readable image"]
+    takes_val = "val" not in found.split_folders and (rows["split"] == "train").any()
     for split in required if len(rows) else []:
+        if split == "val" and takes_val and not val_taken:
+            continue
         labels = set(rows.loc[rows["split"] == split, "label"])
         lacking = [name for i, name in enumerate(classes) if i not in labels]
         if not labels:
