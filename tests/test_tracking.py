@@ -19,9 +19,8 @@ from PIL import Image
 from tl.bundle import Bundle, Preprocessing
 from tl.config import Interrupted, TlError, TrackingConfig
 from tl.export import ModelCard, write_bundle
-from tl.tracking import StoreError, TrackingError, default_uri, start_run
+from tl.tracking import StoreError, TrackingError, default_uri, start_run, tracked
 from tl.tracking import environment as described
-from tl.tracking import tracked
 
 REPO = Path(__file__).parents[1]
 
