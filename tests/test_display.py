@@ -315,6 +315,11 @@ def test_groups_with_equal_learning_rates_share_one_line():
     assert rates["stage4"].tolist() == [1e-2, 1e-5]
 
 
+def test_groups_without_the_name_of_an_optimizer_are_known_too():
+    table = pd.DataFrame({"x": [1], "lr/head": [1e-3], "lr/head/no_decay": [1e-3], "lr/4": [1e-4]})
+    assert list(figures._learning_rates(table)) == ["head", "4"]
+
+
 def test_pictures_bear_names_with_formula_signs_and_foreign_scripts(tmp_path):
     report = make_report(["a $x_1$ \\frac", "蟻", "x" * 90])
     with warnings.catch_warnings():

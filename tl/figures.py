@@ -159,7 +159,7 @@ def save_curves(history: pd.DataFrame, path: Path) -> None:
 
     Args:
         history: Columns `phase` and `epoch` (counted on or anew in each phase), and what there is
-            of `train/loss`, `val/loss`, `train/acc`, `val/acc` and `lr-…`; the values of an epoch
+            of `train/loss`, `val/loss`, `train/acc`, `val/acc`, `lr/…` and `lr-…`; the values of an epoch
             may be spread over several rows.
         path: File to write; its suffix says the format (.png, .pdf, .svg).
     """
@@ -218,9 +218,9 @@ def _one_axis(history: pd.DataFrame) -> tuple[pd.DataFrame, list[Phase]]:
 def _learning_rates(table: pd.DataFrame) -> dict[str, pd.Series[float]]:
     """Learning rates by group of parameters; groups that never differ share one line."""
     by_group: dict[str, pd.Series[float]] = {}
-    for column in (c for c in table.columns if str(c).startswith("lr-")):
+    for column in (c for c in table.columns if str(c).startswith(("lr/", "lr-"))):
         # Lightning writes lr-<optimizer>/<group>; the optimizer may change from phase to phase.
-        name = re.sub(r"^lr-(?:[A-Za-z]+[-/])?(?=.)", "", str(column))
+        name = re.sub(r"^lr(?:/|-(?:[A-Za-z]+/)?(?=.))", "", str(column))
         values = table[column].where(table[column] > 0)
         by_group[name] = by_group[name].combine_first(values) if name in by_group else values
     merged: dict[tuple[float, ...], list[str]] = {}
