@@ -159,8 +159,8 @@ def save_curves(history: pd.DataFrame, path: Path) -> None:
 
     Args:
         history: Columns `phase` and `epoch` (counted on or anew in each phase), and what there is
-            of `train/loss`, `val/loss`, `train/acc`, `val/acc`, `lr/…` and `lr-…`; the values of an epoch
-            may be spread over several rows.
+            of `train/loss`, `val/loss`, `train/acc`, `val/acc`, `lr/…` and `lr-…`; the values of
+            an epoch may be spread over several rows.
         path: File to write; its suffix says the format (.png, .pdf, .svg).
     """
     from matplotlib.ticker import MaxNLocator
