@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tl.config import ConfigError, Interrupted, TlError
-from tl.pipelines.commandline import check_overrides, composition_error, help_text
+from tl.pipelines.commandline import check_overrides, composition_error, help_text, override_keys
 
 Job = Callable[[Any], Any]
 HERE = Path(__file__).parent
@@ -110,6 +110,10 @@ def _run_hydra(name: str, job: Job, args: list[str]) -> list[tuple[int, list[str
         batch = info.mode == RunMode.MULTIRUN
         try:
             validated = validate(config, PIPELINES[name])
+            if getattr(validated, "resume", None):
+                from tl.runs import refuse_changes
+
+                refuse_changes(override_keys(info.overrides.task), validated)
             if batch and hasattr(validated, "output_dir"):
                 validated.output_dir = str(Path(info.sweep.dir, info.sweep.subdir).absolute())
             return job(validated)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 import typing
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from importlib.resources import files
 from typing import Any
-
-from omegaconf.errors import ConfigKeyError
 
 from tl.config import (
     PIPELINES,
@@ -186,12 +185,20 @@ def _value_problems(owner: type[Any], field: Any, value: Any) -> list[str]:
         return error.problems
 
 
+def override_keys(overrides: list[str]) -> list[str]:
+    """Dotted keys and groups that command-line overrides set."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return [o.key_or_group for o in OverridesParser.create().parse_overrides(list(overrides))]
+
+
 def composition_error(name: str, error: Exception) -> ConfigError:
     """Hydra's complaint about a config file in our words: the file, the key, the nearest right key."""
-    lines = [line for line in str(error).split("\n") if line.strip() and line[0] != " "]
-    cause = error.__cause__
-    if isinstance(cause, ConfigKeyError) and cause.full_key:
+    text = str(error)
+    full_key = re.search(r"full_key: (\S+)", text)
+    lines = [line for line in text.split("\n") if line.strip() and line[0] != " "]
+    if full_key and "not in '" in text:
         where = lines[0].split(":")[0] if lines[0].startswith("In '") else "config"
         known = [k for k, _, _ in schema_keys(PIPELINES[name])]
-        return ConfigError(f"{where}: {unknown_key(str(cause.full_key), known)}")
+        return ConfigError(f"{where}: {unknown_key(full_key[1], known)}")
     return ConfigError("\n".join(lines))

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "figures": {"evaluation"},
     "display": {"evaluation", "figures"},
     "training": {"config", "data", "models", "finetuning", "module", "evaluation", "display"},
-    "export": {"config", "bundle", "models"},
+    "export": {"config", "bundle", "models", "runs"},
     "tracking": {"config"},
     "runs": {"config", "data", "models", "finetuning", "training", "evaluation", "figures"},
 }

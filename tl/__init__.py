@@ -1,1 +1,42 @@
-"""Transfer learning as a service: labelled images in, a sealed and verified model out."""
+"""Transfer learning as a service: labelled images in, a sealed and verified model out.
+
+The names below load on first use, so that `import tl` is instant.
+
+Example:
+    >>> import tl
+    >>> config = tl.compose("train", ["data.root=photos", "finetune=lp_ft"])
+    >>> result = tl.train(config)  # doctest: +SKIP
+    >>> result.metrics["val/acc"], result.bundle  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tl.bundle import Bundle as Bundle
+    from tl.config import ConfigError as ConfigError
+    from tl.config import TlError as TlError
+    from tl.config import TrainConfig as TrainConfig
+    from tl.config import compose as compose
+    from tl.pipelines.train import train as train
+    from tl.runs import TrainResult as TrainResult
+
+_HOMES = {
+    "Bundle": "tl.bundle",
+    "ConfigError": "tl.config",
+    "TlError": "tl.config",
+    "TrainConfig": "tl.config",
+    "TrainResult": "tl.runs",
+    "compose": "tl.config",
+    "train": "tl.pipelines.train",
+}
+
+__all__ = ["Bundle", "ConfigError", "TlError", "TrainConfig", "TrainResult", "compose", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -106,7 +106,8 @@ class Request(Checked):
     """Base of the schemas that a pipeline takes whole: required settings must be there, too."""
 
     def __post_init__(self) -> None:
-        missing = list(_missing(self, ""))
+        # A resumed run takes its settings from its own folder.
+        missing = [] if getattr(self, "resume", None) else list(_missing(self, ""))
         try:
             super().__post_init__()
         except ConfigError as error:

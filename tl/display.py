@@ -30,12 +30,14 @@ __all__ = [
     "bar",
     "console",
     "error",
+    "facts",
     "report",
     "results_table",
     "save_confusion",
     "save_curves",
     "say",
     "stage_table",
+    "summary",
 ]
 
 LOG_WIDTH = 100  # characters of a line where there is no terminal
@@ -109,6 +111,23 @@ def stage_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     cells["lr"] = [f"{v:.2e}" if isinstance(v, Real) else v for v in cells["lr"]]
     styles = [*("bold green" if n else "" for n in counts), ""]
     _print_table(title, cells, styles=styles, numbers=("lr",), total=True)
+
+
+def facts(title: str, values: Mapping[str, str]) -> None:
+    """Print names and what they stand for, one a line; long texts wrap under themselves."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in values.items():
+        table.add_row(name, _clean(text))
+    _print(title, table)
+
+
+def summary(reports: Sequence[Report], places: Mapping[str, str]) -> None:
+    """Print what a job found, and where everything is."""
+    for one in reports:
+        report(one)
+    facts("where everything is", places)
 
 
 def report(report: Report) -> None:

@@ -121,8 +121,10 @@ def build_model(
         notes += load_weights(model, file)
         sidecar = _read_sidecar(file)
         source = file.name
-    if weights == "hub":
-        notes.append(f"new head with {num_classes} outputs")
+    if weights == "hub" and (model.pretrained_cfg or {}).get("num_classes") != num_classes:
+        notes.append(_new_head(model))
+    # Convolutions run several times faster so on a CPU, and on the tensor cores of a GPU.
+    model.to(memory_format=torch.channels_last)
     stages = find_stages(model)
     pretrained_cfg: dict[str, Any] = getattr(model, "pretrained_cfg", {}) or {}
     return BuiltModel(
@@ -287,9 +289,25 @@ def load_weights(model: nn.Module, file: Path) -> list[str]:
     model.load_state_dict(given, strict=False)
     if new_head:
         rows = next((v.shape[0] for k, v in state.items() if k in head), None)
-        was = f"the file's head has {rows} outputs; " if rows else "the file has no head; "
-        return [f"{was}a new one has {expected[head[0]].shape[0]}"]
+        was = f"the file's head has {rows} outputs" if rows else "the file has no head"
+        return [f"{was}; {_new_head(model)}"]
     return ["the head comes from the file too: it has the right number of outputs"]
+
+
+def _new_head(model: nn.Module) -> str:
+    """Set a head that no pretraining knows to zero, so that the first loss is that of chance.
+
+    Kolesnikov et al. 2020 (Big Transfer, appendix on fine-tuning) start so, too: with features of a
+    large norm a random head begins far from any solution and would tear the backbone along.
+    """
+    classifier = model.get_classifier()
+    for root in classifier if isinstance(classifier, (tuple, list)) else [classifier]:
+        for module in root.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                nn.init.zeros_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+    return f"a new head with {model.num_classes} outputs starts from zero"
 
 
 def _read_state(file: Path) -> dict[str, Tensor]:

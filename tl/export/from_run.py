@@ -1,0 +1,101 @@
+"""Export a finished run: what its folder holds is enough, apart from a few training images."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors.torch import load_file
+from torch import nn
+
+from tl.bundle import Preprocessing
+from tl.config import ExportConfig
+from tl.export.card import ModelCard
+from tl.export.errors import ExportError
+from tl.export.sealing import SealReport
+from tl.export.writing import write_bundle
+from tl.runs import RunFolder, read_config, run_name
+
+PACKAGES = ("tl", "torch", "torchvision", "timm", "pytorch-lightning", "onnx", "onnxruntime")
+
+
+def export_run(
+    folder: RunFolder, config: ExportConfig, target: Path | None = None
+) -> tuple[Path, SealReport]:
+    """Write and seal the bundle of a run.
+
+    Args:
+        folder: A run whose training is finished.
+        config: Tolerance of the seal.
+        target: Folder of the bundle; default: `bundle/` in the run.
+
+    Returns:
+        Folder of the bundle, and what its seal found.
+
+    Raises:
+        RunError: The folder holds no run.
+        ExportError: Training is not finished, no golden image can be found, or the seal breaks.
+    """
+    run = read_config(folder.path)
+    facts = folder.read_model()
+    plan = json.loads((folder.path / "plan.json").read_text())
+    metrics = folder.read_metrics()
+    weights = folder.checkpoints / "model.safetensors"
+    if not weights.is_file():
+        msg = f"{folder.path} is not trained to its end: continue it with resume={folder.path}"
+        raise ExportError(msg)
+    target = target or folder.bundle
+    report = write_bundle(
+        target,
+        model=_network(facts, weights),
+        classes=facts["classes"],
+        preprocessing=Preprocessing.from_dict(facts["preprocessing"]),
+        golden=_golden(Path(run.data.root), facts["golden"], folder.bundle),
+        card=ModelCard(
+            title=run_name(run),
+            data=facts["data"],
+            backbone=facts["name"],
+            weights=facts["weights"]["source"],
+            weights_sha256=facts["weights"]["sha256"],
+            licence=facts["weights"]["licence"],
+            method=plan["method"],
+            plan=_plan_text(plan),
+            metrics=metrics,
+            seed=run.seed,
+            created=facts["created"],
+            versions={name: version(name) for name in PACKAGES},
+        ),
+        tolerance=config.tolerance,
+    )
+    return target, report
+
+
+def _network(facts: dict[str, Any], weights: Path) -> nn.Module:
+    model = timm.create_model(facts["name"], num_classes=len(facts["classes"]), **facts["args"])
+    model.load_state_dict(load_file(weights))
+    return model.eval()
+
+
+def _golden(root: Path, names: list[str], earlier: Path) -> list[Path]:
+    """Training images for the bundle; where the data is gone, those of the run's own bundle."""
+    paths = [path for path in (root / name for name in names) if path.is_file()]
+    if not paths:
+        kept = (earlier / "golden").glob("*")
+        paths = sorted(path for path in kept if path.suffix != ".json")
+    if not paths:
+        msg = f"no golden images: the training images are not at {root}, and {earlier} has none"
+        raise ExportError(msg)
+    return paths
+
+
+def _plan_text(plan: dict[str, Any]) -> str:
+    lines = [
+        f"{number}. `{phase['name']}`: trains {', '.join(phase['trainable'])} for at most "
+        f"{phase['epochs']} epochs; {phase['optimizer']}, head {phase['head_lr']:g}, each stage "
+        f"below it {phase['lr_ratio']:g} times slower"
+        for number, phase in enumerate(plan["phases"], 1)
+    ]
+    return "\n".join(lines + [f"- {note}" for note in plan["notes"]])

@@ -1,0 +1,186 @@
+"""What tl adds to Lightning: a guarded constructor, a history of epochs, atomic checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.loggers import Logger
+
+from tl import display
+from tl.config import TRUSTED_TARGETS, ConfigError
+from tl.finetuning import Phase
+from tl.module import TrainingError
+
+
+def build(node: Mapping[str, Any], key: str) -> Any:
+    """Construct a third-party object of the config; the only place that does.
+
+    Raises:
+        ConfigError: `_target_` is not Lightning's or ours, or refuses its arguments.
+    """
+    target = str(node.get("_target_", ""))
+    if not target.startswith(TRUSTED_TARGETS):
+        msg = f"{key}._target_ must name {' or '.join(f'{t}*' for t in TRUSTED_TARGETS)}, got {target}"
+        raise ConfigError(msg)
+    try:
+        return instantiate(dict(node), _convert_="all")
+    except Exception as error:
+        reason = str(error.__cause__ or error).split("\n")[0]
+        msg = f"{key}: {target} refuses its arguments: {reason}"
+        raise ConfigError(msg) from error
+
+
+def prepare(trainer: Mapping[str, Any], seed: int) -> None:
+    """Seed everything, and have Lightning check its arguments before anything is written.
+
+    Raises:
+        ConfigError: Lightning refuses an argument of `trainer`.
+    """
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    build({**trainer, "logger": False, "enable_progress_bar": False}, "trainer")
+    pl.seed_everything(seed, workers=True, verbose=False)
+
+
+def loggers(nodes: Mapping[str, Any]) -> list[Logger]:
+    """Further loggers of the config."""
+    return [build(node, f"logger.{name}") for name, node in nodes.items() if node]
+
+
+def make_trainer(
+    args: Mapping[str, Any],
+    phase: Phase,
+    *,
+    loggers: Sequence[Logger] = (),
+    callbacks: Sequence[Callback] = (),
+) -> pl.Trainer:
+    """Trainer of one phase from the config's arguments and the phase's own.
+
+    Raises:
+        ConfigError: Lightning refuses an argument (a GPU where there is none, an unknown name).
+    """
+    own = {
+        "max_epochs": phase.epochs,
+        "accumulate_grad_batches": phase.accumulate,
+        "gradient_clip_val": phase.gradient_clip or None,
+        "precision": phase.precision,
+        "enable_model_summary": False,
+        "enable_progress_bar": any(isinstance(c, RichProgressBar) for c in callbacks),
+        "logger": list(loggers) or False,
+        "callbacks": list(callbacks),
+        "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        "plugins": [AtomicCheckpointIO()],
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer = build({**args, **own}, "trainer")
+    assert isinstance(trainer, pl.Trainer)
+    return trainer
+
+
+def quiet_fit(
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    data: pl.LightningDataModule,
+    resume: Path | None,
+) -> None:
+    with warnings.catch_warnings():
+        # Hints about workers and logging intervals, which tl sets itself.
+        warnings.filterwarnings("ignore", module="pytorch_lightning")
+        warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+        warnings.filterwarnings("ignore", message=".*epoch parameter in `scheduler.step.*")
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+
+
+class History(Callback):
+    """Keeps one row an epoch, prints it, and survives a resume in the checkpoint."""
+
+    def __init__(self, phase: Phase) -> None:
+        self.phase = phase
+        self.rows: list[dict[str, Any]] = []
+        self._start = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add the row of this epoch; runs before the checkpoint is written."""
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        now = time.perf_counter()
+        rates = {
+            f"lr/{group['name']}": group["lr"]
+            for group in trainer.optimizers[0].param_groups
+            if not group["name"].endswith("/no_decay")
+        }
+        best = min((row["val/loss"] for row in self.rows), default=float("inf"))
+        keys = ("train/loss", "val/loss", "val/acc", "val/f1_macro")
+        row = {
+            "phase": self.phase.name,
+            "epoch": trainer.current_epoch + 1,
+            "seconds": now - self._start,
+            **{key: metrics.get(key, float("nan")) for key in keys},
+            **rates,
+        }
+        self._start = now
+        self.rows.append(row)
+        mark = "  best so far" if row["val/loss"] < best else ""
+        display.say(
+            f"{row['phase']} {row['epoch']:>3}/{self.phase.epochs}  "
+            f"train loss {row['train/loss']:.4f}  val loss {row['val/loss']:.4f}  "
+            f"val acc {row['val/acc']:.4f}  {row['seconds']:.1f} s{mark}"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rows so far."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Rows of the interrupted run."""
+        self.rows = list(state_dict["rows"])
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and moves it there, so that the last good one survives."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            TrainingError: The disk is full or not writable; what was there before is intact.
+        """
+        path = Path(path)
+        part = path.with_name(f"{path.name}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except (
+            OSError,
+            RuntimeError,
+        ) as error:  # torch's writer turns a full disk into RuntimeError
+            part.unlink(missing_ok=True)
+            state = (
+                "the last good one is still there" if path.exists() else "there is none before it"
+            )
+            msg = (
+                f"cannot write the checkpoint {path} ({str(error).splitlines()[0]}); {state}. Free some "
+                "space, then continue with resume=<the run's folder>."
+            )
+            raise TrainingError(msg) from error

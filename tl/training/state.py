@@ -1,0 +1,88 @@
+"""What is on disk between phases: their results, and the weights that the next one starts from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from tl.module import TrainingError
+
+PROGRESS = "progress.json"
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class PhaseResult:
+    """What a finished phase did.
+
+    Args:
+        name: Name of the phase.
+        epochs: Epochs that ran.
+        best_epoch: Epoch (from 1) of the least val/loss; its weights are in `checkpoint`.
+        best_loss: That val/loss.
+        best_acc: val/acc of that epoch.
+        kept: False where the phase did not improve on the phases before: their weights stay.
+        steps: Optimizer steps.
+        seconds: Wall time of the fit, over all its parts when it was resumed.
+        trainable_parameters: Number of parameters that trained.
+        checkpoint: File below `checkpoints/`.
+    """
+
+    name: str
+    epochs: int
+    best_epoch: int
+    best_loss: float
+    best_acc: float
+    kept: bool
+    steps: int
+    seconds: float
+    trainable_parameters: int
+    checkpoint: str
+
+
+def load_model(model: nn.Module, checkpoint: Path) -> None:
+    """Load the model's weights from a phase's checkpoint."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    model.load_state_dict(
+        {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+    )
+
+
+def save_weights(model: nn.Module, folder: Path) -> Path:
+    """Write the weights of a finished plan as `model.safetensors`, for export."""
+    path = folder / WEIGHTS
+    part = path.with_name(f"{WEIGHTS}.part")
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    try:
+        save_file(state, part)
+        part.replace(path)
+    except (OSError, RuntimeError) as error:
+        msg = f"cannot write {path} ({error}); free some space, then continue with resume="
+        raise TrainingError(msg) from error
+    return path
+
+
+def load_kept(model: nn.Module, folder: Path, done: list[PhaseResult]) -> None:
+    kept = [result for result in done if result.kept]
+    if kept:
+        load_model(model, folder / kept[-1].checkpoint)
+
+
+def read_progress(folder: Path) -> tuple[list[PhaseResult], list[dict[str, Any]]]:
+    path = folder / PROGRESS
+    if not path.is_file():
+        return [], []
+    state = json.loads(path.read_text())
+    return [PhaseResult(**phase) for phase in state["phases"]], state["history"]
+
+
+def write_progress(folder: Path, done: list[PhaseResult], rows: list[dict[str, Any]]) -> None:
+    part = folder / f"{PROGRESS}.part"
+    part.write_text(json.dumps({"phases": [asdict(r) for r in done], "history": rows}, indent=1))
+    part.replace(folder / PROGRESS)
