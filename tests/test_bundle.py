@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
 from onnx import TensorProto, helper
@@ -120,7 +121,13 @@ def test_predict_names_the_best_classes(folder, tmp_path):
     values = reference(open_image(paths[1]))
     assert [name for name, _ in table["top"][1]] == [CLASSES[i] for i in np.argsort(-values)[:2]]
     assert table["top"][1][0][1] == table["score"][1] == pytest.approx(values.max(), abs=1e-6)
-    assert len(Bundle.load(folder).predict(paths[:1], top_k=9)["top"][0]) == 3
+    seen = []
+    again = Bundle.load(folder).predict(
+        paths, batch_size=2, top_k=9, progress=lambda done, total: seen.append((done, total))
+    )
+    assert again["label"].tolist() == ["red", "green", "blue"]
+    assert len(again["top"][0]) == 3
+    assert seen == [(2, 3), (3, 3)]
 
 
 def test_bad_images_stop_or_are_reported(folder, tmp_path):
@@ -203,8 +210,6 @@ def test_verify_without_its_evidence_fails(folder, content, message):
 
 
 def test_pyfunc_takes_base64_bytes_paths_and_arrays(folder, tmp_path, monkeypatch):
-    import pandas as pd
-
     paths = colours(tmp_path, 3)
     text = [base64.b64encode(p.read_bytes()).decode() for p in paths]
     model = _load_pyfunc(str(folder))

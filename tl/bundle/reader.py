@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,17 +79,27 @@ class Bundle:
         _check_fit(folder, session, classes, preprocessing)
         return cls(folder, classes, preprocessing, session, threads)
 
-    def probabilities(self, sources: Sequence[Any], batch_size: int = 32) -> NDArray[np.float32]:
+    def probabilities(
+        self,
+        sources: Sequence[Any],
+        batch_size: int = 32,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> NDArray[np.float32]:
         """Class probabilities, (N, classes), each row in [0, 1] with sum 1.
 
         Args:
             sources: Paths, file contents, PIL images, or uint8 arrays of (height, width, 3).
             batch_size: Images per call of the network.
+            progress: Called with (done, total) after every batch.
 
         Raises:
             ImageError: The first source that cannot be used.
         """
-        found = [values for values, _ in self._run(sources, batch_size, skip_bad=False)]
+        found = []
+        for values, _ in self._run(sources, batch_size, skip_bad=False):
+            found.append(values)
+            if progress is not None:
+                progress(sum(map(len, found)), len(listed(sources)))
         return np.concatenate(found) if found else np.empty((0, len(self.classes)), np.float32)
 
     def predict(
@@ -99,6 +109,7 @@ class Bundle:
         batch_size: int = 32,
         top_k: int = 3,
         skip_bad: bool = False,
+        progress: Callable[[int, int], None] | None = None,
     ) -> pd.DataFrame:
         """Best classes of each source, in the order given.
 
@@ -107,6 +118,7 @@ class Bundle:
             batch_size: Images per call of the network.
             top_k: Classes to name in column `top`.
             skip_bad: A source that cannot be used gets its reason in column `error` and no label.
+            progress: Called with (done, total) after every batch.
 
         Returns:
             Columns source, label, score (probability of the label), top (list of [class,
@@ -117,6 +129,7 @@ class Bundle:
         """
         import pandas as pd
 
+        names = [_source_name(source, i) for i, source in enumerate(listed(sources))]
         rows: list[tuple[str | None, float | None, list[list[Any]], str | None]] = []
         for values, errors in self._run(sources, batch_size, skip_bad=skip_bad):
             for row, error in zip(values.astype(float), errors, strict=True):
@@ -126,9 +139,10 @@ class Bundle:
                 best = np.argsort(-row, kind="stable")[:top_k]
                 top = [[self.classes[i], float(row[i])] for i in best]
                 rows.append((top[0][0], top[0][1], top, None))
+            if progress is not None:
+                progress(len(rows), len(names))
         table = pd.DataFrame(rows, columns=["label", "score", "top", "error"])
         table["score"] = table["score"].astype(float)
-        names = [_source_name(source, i) for i, source in enumerate(listed(sources))]
         table.insert(0, "source", pd.Series(names, dtype=object))
         return table
 
