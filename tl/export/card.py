@@ -133,7 +133,7 @@ def model_card(
         "## Plan",
         card.plan.strip(),
         "## Metrics",
-        _table({k: f"{v:.4g}" for k, v in card.metrics.items()}, ("metric", "value")),
+        _table({k: _number(v) for k, v in card.metrics.items()}, ("metric", "value")),
         "## Limits",
         "\n".join(f"- {limit}" for limit in limits),
         USE.strip(),
@@ -146,6 +146,10 @@ def model_card(
 def _shortened(names: Sequence[str], most: int = 20) -> str:
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _cell(value: object) -> str:
