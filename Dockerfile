@@ -2,22 +2,25 @@
 # docs/containers.md has the lines to build and run it, mirrors and proxies too.
 ARG BASE=python:3.11-slim
 
-# What tl needs, in the exact versions of constraints.txt. Only these two files decide about this
-# layer of about 6 GB, so a change of code does not download anything.
+FROM ${BASE} AS requirements
+COPY pyproject.toml .
+RUN python -c "import tomllib; \
+project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+print('\n'.join(project['dependencies']))" > /requirements.txt
+
+# About 6 GB, made again only when a requirement or a version changes, not with the code.
 FROM ${BASE} AS packages
 WORKDIR /src
-COPY pyproject.toml constraints.txt ./
+COPY constraints.txt .
+COPY --from=requirements /requirements.txt .
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     --mount=type=secret,id=ca,target=/run/secrets/ca.crt \
     python -m venv /opt/tl \
-    && /opt/tl/bin/python -c "import tomllib; \
-project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-print('\n'.join(project['dependencies']))" > requirements.txt \
     && /opt/tl/bin/pip install --no-cache-dir --progress-bar off \
        -c constraints.txt -r requirements.txt
 
 FROM packages AS wheel
-COPY README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
 COPY tl tl
 COPY conf conf
 COPY pipelines pipelines
