@@ -27,13 +27,6 @@ COPY pipelines pipelines
 RUN /opt/tl/bin/pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /dist .
 
 FROM ${BASE}
-ARG VERSION=unknown
-ARG REVISION=unknown
-LABEL org.opencontainers.image.title="tl" \
-      org.opencontainers.image.description="Transfer learning for image classification" \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
 COPY --from=packages /opt/tl /opt/tl
 COPY --from=wheel /dist /dist
 # Any uid may run the image (--user), so what is written at run time is open to all, as /tmp is.
@@ -56,3 +49,11 @@ WORKDIR /output
 USER 1000:1000
 ENTRYPOINT ["tl"]
 CMD ["--help"]
+# Last, because a new revision must not copy the packages again.
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="tl" \
+      org.opencontainers.image.description="Transfer learning for image classification" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
