@@ -1,81 +1,54 @@
-"""Predict: name the class of images with a bundle, without torch."""
+"""Predict: name the class of images with a bundle; needs no torch."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tl.config import BadImages, ConfigError, PredictConfig
+from tl.config import BadImages, PredictConfig
 from tl.pipelines import run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SHOWN = 20
-
 
 def predict(config: PredictConfig) -> pd.DataFrame:
-    """Predict an image, a folder or what a pattern matches, and write the table.
+    """Predict a file, a folder or a glob pattern.
 
     Args:
-        config: As `tl.compose` makes it.
+        config: Bundle, source, and the file to write.
 
     Returns:
-        Columns source, label, score, top and error, one row an image, as `Bundle.predict` gives.
+        Columns source, label, score, top (list of [class, probability]) and error.
 
     Raises:
-        ConfigError: Nothing to predict, or an image that cannot be used.
-        BundleError: The bundle is wrong, or the output cannot be written.
+        BundleError: `config.bundle` is no bundle.
+        PredictError: There are no images at the source, or the output cannot be written.
+        ImageError: An image cannot be used, with `bad_images=fail`.
     """
-    import pandas as pd
-
     from tl import display
-    from tl.bundle import Bundle, ImageError, check_table_path, find_images, write_table
+    from tl.bundle import Bundle
+    from tl.predictions import find_images, output_path, write_predictions
 
-    output = Path(config.output_dir or ".", config.output) if config.output else None
-    if output:
-        check_table_path(output)
-    sources = find_images(config.source)
-    if not sources:
-        msg = f"source: no images in {config.source} (a file, a folder or a quoted glob pattern)"
-        raise ConfigError(msg)
+    output = output_path(config.output, config.output_dir)
     bundle = Bundle.load(config.bundle)
-    skip, size = config.bad_images is BadImages.skip, config.batch_size
-    parts = []
+    images = find_images(config.source)
     with display.bar("predicting") as progress:
-        for start in range(0, len(sources), size):
-            batch = sources[start : start + size]
-            try:
-                parts.append(
-                    bundle.predict(batch, batch_size=size, top_k=config.top_k, skip_bad=skip)
-                )
-            except ImageError as error:
-                msg = f"{error}\nbad_images=skip reports such files in the table and goes on"
-                raise ConfigError(msg) from error
-            progress(start + len(batch), len(sources))
-    table = pd.concat(parts, ignore_index=True)
-    _show(table)
-    if output:
-        write_table(table, output)
-        display.say(f"{len(table)} rows in {output}")
+        table = bundle.predict(
+            images,
+            batch_size=config.batch_size,
+            top_k=config.top_k,
+            skip_bad=config.bad_images is BadImages.skip,
+            progress=progress,
+        )
+    display.predictions(table)
+    if output is not None:
+        write_predictions(table, output)
+        display.say(f"{len(table):,} predictions: {output}")
     return table
 
 
-def _show(table: pd.DataFrame) -> None:
-    from tl import display
-
-    bad = int(table["error"].notna().sum())
-    columns = ["source", "label", "score", *(["error"] if bad else [])]
-    shown = table[columns].head(SHOWN).astype(object)
-    display.results_table("Predictions", shown.where(shown.notna(), None).to_dict("records"))
-    if len(table) > SHOWN:
-        display.say(f"and {len(table) - SHOWN} more")
-    if bad:
-        display.say(f"{bad} of {len(table)} images could not be used: see the column error")
-
-
 def main(argv: list[str] | None = None) -> None:
-    """Entry of `tl predict`."""
+    """Entry of `tl predict` and of `python pipelines/predict.py`."""
     run("predict", predict, argv)
 
 

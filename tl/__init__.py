@@ -11,8 +11,14 @@ Example:
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# OpenMP's threads spin while they wait; where other processes want the cores (a batch of jobs, a
+# container with a quota), spinning made training on a CPU three times slower and could all but
+# stop it (benchmarks/wait_policy.py). libgomp reads this when torch is loaded, so it stands here.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from tl.bundle import Bundle as Bundle

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -495,7 +496,9 @@ class ExportRunConfig(Request):
 class DemoConfig(Request):
     """Config of `tl demo`."""
 
-    output_dir: str | None = setting("runs/demo", "folder of the demo's runs", common=True)
+    output_dir: str | None = setting(
+        None, "folder of the demo's runs; default: runs/<date>_demo", common=True
+    )
     images_per_class: int = setting(
         10, "training images of each target digit", low=2, high=100, common=True
     )
@@ -612,12 +615,15 @@ def unknown_key(key: str, known: list[str]) -> str:
     return f"unknown key {key}; known here: {', '.join(sorted(known))}"
 
 
-def compose(pipeline: str, overrides: Sequence[str] = ()) -> Any:
+def compose(
+    pipeline: str, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None
+) -> Any:
     """Config of a pipeline from its presets and overrides, as the console script makes it.
 
     Args:
         pipeline: `train`, `predict`, `evaluate`, `export` or `demo`.
         overrides: `key=value` and `group=option`, as on the command line.
+        values: Dotted key -> value, set afterwards and as they are: paths need no quoting here.
 
     Returns:
         The validated dataclass of that pipeline.
@@ -631,11 +637,17 @@ def compose(pipeline: str, overrides: Sequence[str] = ()) -> Any:
         ('linear_probe', ['head'])
     """
     register_schemas()
+    # Inside a pipeline Hydra is at work already; it is put aside meanwhile.
+    outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
         with initialize_config_module("tl.conf", version_base="1.3"):
             config = hydra_compose(pipeline, overrides=list(overrides))
+        for key, value in (values or {}).items():
+            OmegaConf.update(config, key, value, force_add=False)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(str(error)) from error
+    finally:
+        GlobalHydra.instance().hydra = outer
     return validate(config, PIPELINES[pipeline])
 
 

@@ -24,6 +24,8 @@ from rich.text import Text
 from tl.figures import save_confusion, save_curves
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from tl.evaluation import Report
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "console",
     "error",
     "facts",
+    "predictions",
     "report",
     "results_table",
     "save_confusion",
@@ -40,6 +43,7 @@ __all__ = [
     "summary",
 ]
 
+MOST_PREDICTIONS = 10  # rows of the table of predictions
 LOG_WIDTH = 100  # characters of a line where there is no terminal
 MOST_CLASSES = 20  # rows of the per-class table
 MOST_CONFUSION_CLASSES = 12
@@ -121,6 +125,23 @@ def facts(title: str, values: Mapping[str, str]) -> None:
     for name, text in values.items():
         table.add_row(name, _clean(text))
     _print(title, table)
+
+
+def predictions(table: pd.DataFrame) -> None:
+    """Print the first predictions, how many images each class got, and how many were unusable."""
+    rows = [
+        {"image": r.source, "label": r.label or r.error, "score": r.score}
+        for r in table.head(MOST_PREDICTIONS).itertuples()
+    ]
+    _print_table("predictions", {k: [row[k] for row in rows] for k in ("image", "label", "score")})
+    if len(table) <= MOST_PREDICTIONS:
+        return
+    counts = table["label"].value_counts().head(MOST_CLASSES)
+    say(f"… and {len(table) - MOST_PREDICTIONS:,} more")
+    results_table("images by class", [{"class": k, "images": int(v)} for k, v in counts.items()])
+    bad = int(table["error"].notna().sum())
+    if bad:
+        say(f"{bad:,} images could not be read: see column error")
 
 
 def summary(reports: Sequence[Report], places: Mapping[str, str]) -> None:

@@ -368,16 +368,20 @@ def _misfit(
 
 
 def _read_sidecar(file: Path) -> dict[str, Any]:
-    """The `.json` beside a weights file; its preprocessing outranks that of timm's tag."""
-    path = file.with_suffix(".json")
-    if not path.is_file():
-        return {}
-    try:
-        sidecar = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        msg = f"{path} (beside the weights) is no JSON: {error}"
-        raise WeightsError(msg) from error
-    return sidecar if isinstance(sidecar, dict) else {}
+    """What lies beside a weights file: `<file>.json`, or the hub's `config.json`.
+
+    Its preprocessing outranks that of timm's tag.
+    """
+    for path in (file.with_suffix(".json"), file.with_name("config.json")):
+        if not path.is_file():
+            continue
+        try:
+            sidecar = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            msg = f"{path} (beside the weights) is no JSON: {error}"
+            raise WeightsError(msg) from error
+        return sidecar if isinstance(sidecar, dict) else {}
+    return {}
 
 
 def _licence(weights: str, sidecar: Mapping[str, Any], cfg: Mapping[str, Any]) -> str:

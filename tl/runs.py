@@ -63,6 +63,31 @@ class RunFolder:
         """The exported model."""
         return self.path / "bundle"
 
+    def write_report(self, report: Report, predictions: pd.DataFrame) -> None:
+        """Write `metrics.json`, `predictions.parquet` and the confusion matrix of an evaluation.
+
+        Raises:
+            RunError: The folder cannot be written.
+        """
+        from tl.figures import save_confusion
+
+        self.make()
+        save_confusion(report, self.pictures / f"confusion_{report.split}.png")
+        predictions.to_parquet(self.path / "predictions.parquet", index=False)
+        self.write_json("metrics.json", report.flat())
+
+    def make(self) -> None:
+        """Make the folder.
+
+        Raises:
+            RunError: It cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            msg = f"cannot make {self.path}: {error.strerror}; choose another with output_dir="
+            raise RunError(msg) from error
+
     def read_model(self) -> dict[str, Any]:
         """What export needs beside the weights: classes, preprocessing, origin of the weights."""
         return self._read(MODEL)
@@ -140,13 +165,10 @@ def create(
     Raises:
         RunError: The folder cannot be written.
     """
-    try:
-        folder.checkpoints.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        msg = f"cannot make {folder.path}: {error.strerror}; choose another folder with output_dir="
-        raise RunError(msg) from error
+    folder.make()
     if folder.resumed:
         return
+    folder.checkpoints.mkdir(exist_ok=True)
     folder.write_json("plan.json", plan.to_dict())
     folder.write_json(
         MODEL,
@@ -330,3 +352,8 @@ class TrainResult:
     bundle: Path | None
     run_id: str | None
     trainable_parameters: int
+
+    @property
+    def weights(self) -> Path:
+        """Best weights of the run, for `model.weights` of another one."""
+        return self.output_dir / "checkpoints/model.safetensors"

@@ -61,6 +61,18 @@ class ImageTable:
         rows = self.rows if name == "all" else self.rows[self.rows["split"] == name]
         return rows.reset_index(drop=True)
 
+    def require(self, name: str) -> pd.DataFrame:
+        """Rows of a split that must have some.
+
+        Raises:
+            DataError: It has none.
+        """
+        rows = self.split(name)
+        if not len(rows):
+            have = ", ".join(self.counts()) or "none"
+            raise DataError(f"split: {self.root} has no {name} images; it has {have}")
+        return rows
+
     def paths(self, split: str) -> list[Path]:
         """Absolute paths of the images of a split, in the order of its rows."""
         return [self.root / path for path in self.split(split)["path"]]
