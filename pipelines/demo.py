@@ -12,9 +12,9 @@ from tl.runs import TrainResult
 
 # The same number of passes over the images for each method, and a learning rate that suits it.
 SETTINGS: dict[str, dict[str, float]] = {
-    "linear_probe": {"finetune.epochs": 20, "finetune.head_lr": 1e-2},
-    "lp_ft": {"finetune.epochs": 10, "finetune.head_lr": 5e-3, "finetune.lr_ratio": 1.5},
-    "scratch": {"finetune.epochs": 20, "finetune.head_lr": 3e-3},
+    "linear_probe": {"finetune.epochs": 12, "finetune.head_lr": 1e-2},
+    "lp_ft": {"finetune.epochs": 6, "finetune.head_lr": 5e-3, "finetune.lr_ratio": 1.5},
+    "scratch": {"finetune.epochs": 12, "finetune.head_lr": 3e-3},
 }
 
 

@@ -85,7 +85,7 @@ def train(config: TrainConfig) -> TrainResult:
         )
         reports, predictions = training.judge(built.model, images, fit.device)
         metrics = runs.write_results(folder, fit, reports, predictions, time.perf_counter() - began)
-        tracked.log_metrics(metrics)
+        tracked.log_metrics(metrics, step=fit.steps)
         tracked.log_file(folder.pictures, "pictures")
         bundle = None
         if config.export.enabled:

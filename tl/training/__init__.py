@@ -80,6 +80,11 @@ class FitResult:
         return sum(phase.seconds for phase in self.phases)
 
     @property
+    def steps(self) -> int:
+        """Optimizer steps of all phases."""
+        return sum(phase.steps for phase in self.phases)
+
+    @property
     def trainable_parameters(self) -> int:
         """Most parameters that any phase trained."""
         return max(phase.trainable_parameters for phase in self.phases)

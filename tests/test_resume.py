@@ -1,0 +1,98 @@
+"""A run that is killed and resumed ends as an uninterrupted one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from mlflow.tracking import MlflowClient
+from safetensors.torch import load_file
+
+SETTINGS = [
+    "experiment=smoke",
+    "augment=strong",
+    "model.image_size=32",
+    "model.drop_rate=0.2",
+    "model.drop_path_rate=0.1",
+    "finetune.epochs=6",
+    "finetune.patience=4",
+    "finetune.batch_norm=train",
+    "export.enabled=false",
+    "tracking.system_metrics=false",
+    "seed=3",
+]
+
+
+def start(*args: str) -> subprocess.Popen[str]:
+    code = "from tl.pipelines import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "train", *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, output
+    return output
+
+
+def kill_when(process: subprocess.Popen[str], file: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not file.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"{file} never appeared"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def timeless(metrics: dict[str, float]) -> dict[str, float]:
+    return {k: v for k, v in metrics.items() if not k.endswith("_seconds")}
+
+
+def test_kill_in_phase_2_and_resume_equals_an_uninterrupted_run(image_folder, tmp_path):
+    data = image_folder(splits={"train": 20, "val": 6})
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    finish(start(f"data.root={data}", f"output_dir={whole}", *SETTINGS))
+
+    victim = start(f"data.root={data}", f"output_dir={broken}", *SETTINGS)
+    kill_when(victim, broken / "checkpoints/2-all/last.ckpt")
+    assert not (broken / "metrics.json").exists()
+    output = finish(start(f"resume={broken}"))
+
+    assert "phase head is done already" in output
+    left, right = (json.loads((run / "metrics.json").read_text()) for run in (whole, broken))
+    assert timeless(left) == timeless(right)
+    curves = [pd.read_csv(run / "history.csv").drop(columns="seconds") for run in (whole, broken)]
+    pd.testing.assert_frame_equal(*curves, check_exact=True)
+    weights = [load_file(run / "checkpoints/model.safetensors") for run in (whole, broken)]
+    assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
+    predictions = [pd.read_parquet(run / "predictions.parquet") for run in (whole, broken)]
+    pd.testing.assert_frame_equal(*predictions, check_exact=True)
+
+
+def test_resume_goes_on_in_the_same_mlflow_run(image_folder, tmp_path):
+    data, run = image_folder(), tmp_path / "run"
+    victim = start(f"data.root={data}", f"output_dir={run}", *SETTINGS)
+    kill_when(victim, run / "checkpoints/1-head/last.ckpt")
+    before = json.loads((run / "run.json").read_text())
+    finish(start(f"resume={run}", f"data.root={data}", "seed=3"))
+
+    after = json.loads((run / "run.json").read_text())
+    assert after["run_id"] == before["run_id"]
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    found = client.search_runs([before["experiment_id"]])
+    assert [r.info.status for r in found] == ["FINISHED"]
+    assert found[0].data.metrics["val/acc"] == pytest.approx(
+        json.loads((run / "metrics.json").read_text())["val/acc"]
+    )
