@@ -119,7 +119,6 @@ def test_environment_has_the_pinned_versions_of_the_stack():
         assert version(name) == pins[name], f"{name}: run `make setup`"
 
 
-@pytest.mark.slow
 def test_installed_wheel_lists_its_pipelines(installed, tmp_path):
     where = run(installed / "python", "-c", "import tl.conf; print(tl.conf.__file__)", cwd=tmp_path)
     assert Path(where.stdout.strip()).is_relative_to(installed.parent)
