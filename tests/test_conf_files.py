@@ -1,0 +1,66 @@
+"""Every file under conf/ is composed, validated and, where it names a class, instantiated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tl.config import PIPELINES, compose
+from tl.training.lightning import build
+
+CONF = Path(__file__).parents[1] / "conf"
+NEEDED = {
+    "train": ["data.root=x"],
+    "predict": ["bundle=b", "source=s"],
+    "evaluate": ["bundle=b", "data.root=x"],
+    "export": ["run=r"],
+    "demo": [],
+}
+OPTIONS = [
+    (file.parent.name, file.stem)
+    for file in sorted(CONF.rglob("*.yaml"))
+    if file.parent != CONF
+]
+
+
+def test_the_glob_finds_the_files():
+    assert len(OPTIONS) >= 25
+    assert {group for group, _ in OPTIONS} == {
+        p.name for p in CONF.iterdir() if p.is_dir() and not p.name.startswith("_")
+    }
+
+
+def test_every_pipeline_has_its_primary_config():
+    assert {file.stem for file in CONF.glob("*.yaml")} == set(PIPELINES) == set(NEEDED)
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_primary_configs_compose(pipeline):
+    assert isinstance(compose(pipeline, NEEDED[pipeline]), PIPELINES[pipeline])
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_options_compose_and_build(group, option):
+    config = compose("train", ["data.root=x", f"{group}={option}"], {"output_dir": "out"})
+    if group == "model":
+        assert config.model.name.startswith(option)
+    if group in {"finetune", "augment"}:
+        assert getattr(config.finetune, "method", None) == option or config.augment.name == option
+    if group == "trainer":
+        if option == "gpu":
+            import torch
+
+            if not torch.cuda.is_available():
+                pytest.skip("trainer=gpu composes; building it needs a GPU")
+        build({**config.trainer, "logger": False}, "trainer")
+    for node in ("callbacks", "logger"):
+        for name, args in getattr(config, node).items():
+            assert type(build(args, f"{node}.{name}")).__name__ == args["_target_"].split(".")[-1]
+
+
+@pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda f: f.stem)
+def test_the_first_line_says_what_it_is_and_how_to_use_it(file):
+    head = "".join(file.read_text().splitlines(keepends=True)[:3])
+    assert head.startswith("# ")
+    assert "tl " in head or file.parent.name in {"trainer", "callbacks", "logger", "augment"}
