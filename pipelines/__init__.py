@@ -18,8 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tl.config import ConfigError, Interrupted, TlError
 from tl.pipelines.commandline import check_overrides, composition_error, help_text, override_keys
+
+from tl.config import ConfigError, Interrupted, TlError
 
 Job = Callable[[Any], Any]
 HERE = Path(__file__).parent

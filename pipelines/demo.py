@@ -6,8 +6,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from tl.config import DemoConfig
 from tl.pipelines import run
+
+from tl.config import DemoConfig
 from tl.runs import TrainResult
 
 # The same number of passes over the images for each method, and a learning rate that suits it.

@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tl.config import EvaluateConfig
 from tl.pipelines import run
+
+from tl.config import EvaluateConfig
 
 if TYPE_CHECKING:
     from tl.evaluation import Report

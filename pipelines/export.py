@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tl.config import ExportRunConfig
 from tl.pipelines import run
+
+from tl.config import ExportRunConfig
 
 
 def export(config: ExportRunConfig) -> Path:

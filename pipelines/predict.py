@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tl.config import BadImages, PredictConfig
 from tl.pipelines import run
+
+from tl.config import BadImages, PredictConfig
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 
-from tl.config import TrainConfig, to_yaml
 from tl.pipelines import run
+
+from tl.config import TrainConfig, to_yaml
 from tl.runs import TrainResult
 
 
@@ -57,6 +58,7 @@ def train(config: TrainConfig) -> TrainResult:
         built.stages,
         train_images=len(table.split("train")),
         batch_size=config.data.batch_size,
+        pretrained=built.weights.source != models.RANDOM,
     )
     runs.create(folder, config, table, built, plan)
     display.facts(runs.run_name(config), runs.job_facts(table, built, plan))

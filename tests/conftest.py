@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import tl  # noqa: F401  # sets the wait policy of OpenMP before torch is loaded
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+import tl  # noqa: F401  # sets the wait policy of OpenMP before torch is loaded
 
 REPO = Path(__file__).parents[1]
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40), "grey": (120,) * 3}
@@ -39,13 +40,15 @@ def image_folder(tmp_path: Path) -> Callable[..., Path]:
         rng = np.random.default_rng(0)
         for split, number in (splits or {"train": 6, "val": 3}).items():
             for i, name in enumerate(classes):
-                colour = COLOURS.get(name, (50 + 37 * i % 200, 90 + 71 * i % 150, 200 - 53 * i % 180))
+                colour = COLOURS.get(
+                    name, (50 + 37 * i % 200, 90 + 71 * i % 150, 200 - 53 * i % 180)
+                )
                 folder = root / split / name if split else root / name
                 folder.mkdir(parents=True, exist_ok=True)
                 for n in range(number):
                     noise = rng.normal(0, 12, (size[1], size[0], 3))
                     pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
-                    Image.fromarray(pixels).save(folder / f"{n:03d}.png")
+                    Image.fromarray(pixels).save(folder / f"{n:02d}.png")
         return root
 
     return make

@@ -18,9 +18,7 @@ NEEDED = {
     "demo": [],
 }
 OPTIONS = [
-    (file.parent.name, file.stem)
-    for file in sorted(CONF.rglob("*.yaml"))
-    if file.parent != CONF
+    (file.parent.name, file.stem) for file in sorted(CONF.rglob("*.yaml")) if file.parent != CONF
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from omegaconf import OmegaConf
+from tl.pipelines.commandline import check_overrides, help_text
 
 from tl.config import (
     AugmentConfig,
@@ -20,7 +21,6 @@ from tl.config import (
     to_yaml,
     validate,
 )
-from tl.pipelines.commandline import check_overrides, help_text
 
 
 def problems(*overrides: str, pipeline: str = "train") -> list[str]:
@@ -70,7 +70,7 @@ def test_compose_works_inside_hydra(tmp_path):
         ("finetune=lpft", "no preset finetune=lpft; did you mean finetune=lp_ft?"),
         ("data=x", "data is a group of keys: root, val_fraction"),
         ("seed=1,x", "seed must be a whole number, got 'x'"),
-        ("data.root='", "cannot read \"data.root='\": write key=value"),
+        ("data.root='", 'cannot read "data.root=\'": write key=value'),
     ],
 )
 def test_a_wrong_override_is_named_with_its_remedy(override, message):

@@ -65,7 +65,7 @@ class Interrupted(BaseException):
 
 def setting(
     default: Any = NO_DEFAULT,
-    help: str = "",  # noqa: A002 - the word that argparse and Hydra use too
+    help: str = "",
     *,
     factory: Any = NO_DEFAULT,
     low: float | None = None,

@@ -67,6 +67,7 @@ def build_plan(
     *,
     train_images: int,
     batch_size: int,
+    pretrained: bool = True,
 ) -> Plan:
     """Resolve the phases of a config for one model and one data set.
 
@@ -75,6 +76,7 @@ def build_plan(
         stages: Those of the model, the head last.
         train_images: Size of train; decides `batch_norm=auto`.
         batch_size: Images per step; decides `batch_norm=auto`.
+        pretrained: False where the weights are random: BatchNorm then has nothing to keep.
 
     Returns:
         Phases with every setting filled in. A phase that would train the same stages as the one
@@ -96,7 +98,7 @@ def build_plan(
             continue
         small = train_images < SMALL_TRAIN or batch_size < SMALL_BATCH
         freeze = mode is BatchNormMode.frozen or (
-            mode is BatchNormMode.auto and small and config.pretrained
+            mode is BatchNormMode.auto and small and pretrained
         )
         phases.append(
             Phase(

@@ -29,6 +29,7 @@ from tl.config import ConfigError, ModelConfig, RequestError
 
 MAX_STAGES = 4  # above the stem, so that lr_ratio means the same for every family
 HEAD = "head"
+RANDOM = "random"  # source of weights that no pretraining made
 
 
 class WeightsError(RequestError):
@@ -116,7 +117,7 @@ def build_model(
     file = None if weights in {"hub", "none"} else find_weights_file(weights, config.name)
     model, model_args = _create(config, num_classes, hub=weights == "hub", cache_dir=cache_dir)
     notes: list[str] = []
-    source, sidecar = config.name if weights == "hub" else "random", {}
+    source, sidecar = config.name if weights == "hub" else RANDOM, {}
     if file is not None:
         notes += load_weights(model, file)
         sidecar = _read_sidecar(file)

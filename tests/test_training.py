@@ -1,0 +1,234 @@
+"""Plans at work: what trains moves, what is frozen does not, and the best weights stay."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+import tl
+from tl.config import ConfigError
+from tl.module import TrainingError
+from tl.training.lightning import AtomicCheckpointIO, build, make_trainer
+from tl.training.state import read_progress
+
+SMALL = [
+    "experiment=smoke",
+    "model=test_efficientnet",
+    "augment=none",
+    "tracking.enabled=false",
+    "export.enabled=false",
+]
+
+
+def train(data, output, *overrides, **values):
+    settings = {"data.root": str(data), "output_dir": str(output), "model.image_size": 32, **values}
+    return tl.train(tl.compose("train", [*SMALL, *overrides], settings))
+
+
+def weights(checkpoint):
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    return {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+
+
+@pytest.fixture
+def pretrained(image_folder, tmp_path):
+    """Weights of a short training on other classes."""
+    data = image_folder(tmp_path / "source", classes=("a", "b"))
+    return train(data, tmp_path / "pretraining", "finetune=scratch", **{"finetune.epochs": 2})
+
+
+def test_a_run_learns_and_writes_what_the_design_promises(image_folder, tmp_path):
+    data = image_folder(splits={"train": 12, "val": 4, "test": 4})
+    result = train(data, tmp_path / "run", "finetune=full", **{"finetune.epochs": 15})
+    assert result.metrics["val/acc"] >= 0.75
+    assert result.metrics["test/images"] == 12
+    files = {str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*.*")}
+    assert files == {
+        "config.yaml",
+        "plan.json",
+        "metrics.json",
+        "history.csv",
+        "predictions.parquet",
+        "pictures/confusion_val.png",
+        "pictures/confusion_test.png",
+        "pictures/learning_curves.png",
+        "checkpoints/1-all/best.ckpt",
+        "checkpoints/1-all/last.ckpt",
+        "checkpoints/model.json",
+        "checkpoints/model.safetensors",
+        "checkpoints/progress.json",
+    }
+    assert json.loads((tmp_path / "run/metrics.json").read_text()) == result.metrics
+
+
+def test_a_linear_probe_moves_nothing_but_the_head(image_folder, tmp_path, pretrained):
+    result = train(
+        image_folder(),
+        tmp_path / "run",
+        "finetune=linear_probe",
+        "augment=medium",
+        **{"finetune.epochs": 3, "model.weights": str(pretrained.weights)},
+    )
+    before, after = (
+        torch.load(p, weights_only=True)["state_dict"]
+        for p in (
+            tmp_path / "pretraining/checkpoints/1-all/best.ckpt",
+            tmp_path / "run/checkpoints/1-head/last.ckpt",
+        )
+    )
+    for name in before:
+        if name.startswith("model.") and not name.startswith("model.classifier."):
+            assert torch.equal(before[name], after[name]), name
+    assert after["model.classifier.weight"].any()
+    assert result.trainable_parameters == 3 * 256 + 3
+
+
+def test_phases_start_from_the_best_weights_of_the_one_before(image_folder, tmp_path, pretrained):
+    train(
+        image_folder(),
+        tmp_path / "run",
+        "finetune=lp_ft",
+        **{"finetune.epochs": 3, "model.weights": str(pretrained.weights)},
+    )
+    head, final = (
+        weights(tmp_path / f"run/checkpoints/{name}/best.ckpt") for name in ("1-head", "2-all")
+    )
+    stem = "conv_stem.weight"
+    moved = (head[stem] - final[stem]).abs().max().item()
+    assert 0 < moved < 1e-3, "the stem learns, and slowly"
+    phases, history = read_progress(tmp_path / "run/checkpoints")
+    assert [p.name for p in phases] == ["head", "all"]
+    assert [r["phase"] for r in history] == ["head"] * 3 + ["all"] * 3
+    assert phases[0].trainable_parameters < phases[1].trainable_parameters
+    assert phases[0].best_loss == min(r["val/loss"] for r in history[:3])
+
+
+def test_a_phase_that_makes_it_worse_is_dropped(image_folder, tmp_path, pretrained, capsys):
+    result = train(
+        image_folder(),
+        tmp_path / "run",
+        "finetune=lp_ft",
+        **{
+            "finetune.epochs": 4,
+            "finetune.head_lr": 0.02,
+            "finetune.phases.all.head_lr": 1.0,
+            "finetune.phases.all.lr_ratio": 1.0,
+            "finetune.phases.all.epochs": 1,
+            "finetune.phases.all.gradient_clip": 0.0,
+            "model.weights": str(pretrained.weights),
+        },
+    )
+    phases, _ = read_progress(tmp_path / "run/checkpoints")
+    assert [p.kept for p in phases] == [True, False]
+    assert "did not improve val/loss" in capsys.readouterr().out
+    assert result.metrics["val/loss"] == pytest.approx(phases[0].best_loss, rel=1e-4)
+
+
+def test_early_stop_restores_the_best_epoch(image_folder, tmp_path):
+    data = image_folder(splits={"train": 8, "val": 3})
+    train(
+        data,
+        tmp_path / "run",
+        "finetune=scratch",
+        **{"finetune.epochs": 40, "finetune.patience": 2, "finetune.head_lr": 0.05},
+    )
+    (phase,), history = read_progress(tmp_path / "run/checkpoints")
+    assert phase.epochs < 40, "it stopped early"
+    assert phase.epochs == phase.best_epoch + 2
+    assert phase.best_loss == min(r["val/loss"] for r in history)
+
+
+def test_a_diverging_loss_fails_with_a_remedy(image_folder, tmp_path):
+    with pytest.raises(TrainingError, match=r"phase all, epoch \d: the loss is not finite"):
+        train(
+            image_folder(),
+            tmp_path / "run",
+            "finetune=full",
+            **{
+                "finetune.head_lr": 100.0,
+                "finetune.lr_ratio": 1.0,
+                "finetune.gradient_clip": 0.0,
+                "finetune.optimizer": "sgd",
+                "finetune.epochs": 6,
+            },
+        )
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(image_folder, tmp_path):
+    data = image_folder()
+    runs = [
+        train(data, tmp_path / name, "augment=strong", seed=seed)
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    losses = [run.metrics["val/loss"] for run in runs]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_every_phase_gets_its_own_settings(image_folder):
+    config = tl.compose("train", [*SMALL, "data.root=x"])
+    from tl.finetuning import Phase
+
+    phase = Phase("p", ("head",), 7, 1e-3, 3, "sgd", 0.0, 0.1, True, 3, 0.0, 0.5, 4, "bf16-mixed")
+    trainer = make_trainer(config.trainer, phase)
+    assert trainer.max_epochs == 7
+    assert trainer.accumulate_grad_batches == 4
+    assert trainer.gradient_clip_val == 0.5
+    assert trainer.precision == "bf16-mixed"
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ({"_target_": "os.system", "command": "true"}, "_target_ must name pytorch_lightning"),
+        ({"_target_": "pytorch_lightning.Trainer", "max_epoch": 1}, "max_epoch"),
+        ({"_target_": "pytorch_lightning.NoSuch"}, "trainer: pytorch_lightning.NoSuch"),
+    ],
+)
+def test_third_party_objects_are_guarded(node, message):
+    with pytest.raises(ConfigError, match=message):
+        build(node, "trainer")
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path, monkeypatch):
+    def full_disk(_, file):
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "best.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"epoch": 1}, path)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full_disk)
+        with pytest.raises(TrainingError, match="No space left.*the last good one is still there"):
+            AtomicCheckpointIO().save_checkpoint({"epoch": 2}, path)
+    assert torch.load(path, weights_only=True) == {"epoch": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["best.ckpt"]
+
+
+def test_accumulation_and_half_precision_train(image_folder, tmp_path):
+    result = train(
+        image_folder(),
+        tmp_path / "run",
+        **{"finetune.accumulate": 2, "finetune.precision": "bf16-mixed"},
+    )
+    assert math.isfinite(result.metrics["val/loss"])
+
+
+def test_real_photographs(assets, tmp_path):
+    """Ants and bees with MobileNetV2: a linear probe and LP-FT reach what they should."""
+    values = {
+        "data.root": str(assets / "data/hymenoptera"),
+        "model.weights": str(assets / "weights"),
+        "finetune.epochs": 3,
+        "tracking.enabled": False,
+        "export.enabled": False,
+    }
+    accuracy = {}
+    for method in ("linear_probe", "lp_ft"):
+        settings = {**values, "output_dir": str(tmp_path / method)}
+        config = tl.compose("train", ["model=mobilenetv2_100", f"finetune={method}"], settings)
+        accuracy[method] = tl.train(config).metrics["val/acc"]
+    assert accuracy["linear_probe"] >= 0.92
+    assert accuracy["lp_ft"] >= accuracy["linear_probe"] - 0.02
