@@ -20,7 +20,7 @@ from typing import Any
 
 from tl.pipelines.commandline import check_overrides, composition_error, help_text, override_keys
 
-from tl.config import ConfigError, Interrupted, TlError
+from tl.config import Interrupted, TlError, TrainConfig
 
 Job = Callable[[Any], Any]
 HERE = Path(__file__).parent
@@ -85,8 +85,8 @@ def _exit_code(name: str, job: Job, args: list[str]) -> int:
         return 130
     except Exception as error:  # every error of a job ends here, and only here
         return report(error)
-    for number, overrides, error in failed:
-        first_line = str(error).split("\n")[0]
+    for number, overrides, cause in failed:
+        first_line = str(cause).split("\n")[0]
         print(f"job {number} failed ({' '.join(overrides)}): {first_line}", file=sys.stderr)
     return 1 if failed else 0
 
@@ -111,7 +111,7 @@ def _run_hydra(name: str, job: Job, args: list[str]) -> list[tuple[int, list[str
         batch = info.mode == RunMode.MULTIRUN
         try:
             validated = validate(config, PIPELINES[name])
-            if getattr(validated, "resume", None):
+            if isinstance(validated, TrainConfig) and validated.resume:
                 from tl.runs import refuse_changes
 
                 refuse_changes(override_keys(info.overrides.task), validated)
@@ -167,7 +167,7 @@ def report(error: Exception) -> int:
     return int(code)
 
 
-def _interrupt(signum: int, _frame: object) -> None:
+def _interrupt(_signum: int, _frame: object) -> None:
     # A second Ctrl-C during the clean-up must not leave the run open in the tracking store.
     for s in (signal.SIGINT, signal.SIGTERM):
         signal.signal(s, signal.SIG_IGN)

@@ -54,7 +54,7 @@ def help_text(name: str, summary: str) -> str:
         lines.append(f"  {key:<22} {field.metadata['help']}{_default_text(field)}")
     lines += [
         "",
-        f"tl {name} --cfg job shows every setting with its value; docs/configuration.md explains them.",
+        f"tl {name} --cfg job shows every setting; docs/configuration.md explains them.",
         "Several values and -m run one job for each: tl train -m model=resnet18,resnet50 …",
     ]
     return "\n".join(lines if name == "train" else lines[:-1])
@@ -161,7 +161,7 @@ def _preset_problems(group: str, override: Any) -> list[str]:
 
 def _values(override: Any) -> list[Any]:
     if override.is_sweep_override():
-        return [v for v in override.sweep_iterator()]
+        return list(override.sweep_iterator())
     return [override.value()]
 
 
@@ -193,7 +193,7 @@ def override_keys(overrides: list[str]) -> list[str]:
 
 
 def composition_error(name: str, error: Exception) -> ConfigError:
-    """Hydra's complaint about a config file in our words: the file, the key, the nearest right key."""
+    """Hydra's complaint about a config file in our words: file, key, nearest right key."""
     text = str(error)
     full_key = re.search(r"full_key: (\S+)", text)
     lines = [line for line in text.split("\n") if line.strip() and line[0] != " "]

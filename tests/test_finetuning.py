@@ -159,7 +159,7 @@ def test_a_parameter_outside_the_stages_is_an_error(resnet):
     stages = find_stages(resnet)
     phase = plan_for(resnet, "finetune=full").phases[0]
     freeze(resnet, stages, phase)
-    with pytest.raises(FreezeError, match="exactly one optimizer group: fc.weight, fc.bias"):
+    with pytest.raises(FreezeError, match=r"exactly one optimizer group: fc.weight, fc.bias"):
         parameter_groups(resnet, stages[:-1], phase)
 
 

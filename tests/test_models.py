@@ -1,4 +1,4 @@
-"""Models: weights that fit or say why not, stages of many families, preprocessing of the weights."""
+"""Models: weights that fit or say why not, stages of many families, preprocessing."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_pickled_code_is_refused_and_not_run(tmp_path):
 
     path = tmp_path / "weights.pth"
     torch.save({"state_dict": Evil()}, path)
-    with pytest.raises(WeightsError, match="holds pickled code.*refused"):
+    with pytest.raises(WeightsError, match=r"holds pickled code.*refused"):
         built(weights=str(path))
     assert not (tmp_path / "ran").exists()
 

@@ -201,7 +201,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path, monke
     AtomicCheckpointIO().save_checkpoint({"epoch": 1}, path)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full_disk)
-        with pytest.raises(TrainingError, match="No space left.*the last good one is still there"):
+        with pytest.raises(TrainingError, match=r"No space left.*the last good one is still there"):
             AtomicCheckpointIO().save_checkpoint({"epoch": 2}, path)
     assert torch.load(path, weights_only=True) == {"epoch": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["best.ckpt"]

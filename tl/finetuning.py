@@ -24,7 +24,7 @@ class FreezeError(TlError):
 
 @dataclass(frozen=True)
 class Phase:
-    """One `Trainer.fit`: which stages train, and how. See `tl.config.FinetuneConfig` for the units."""
+    """One `Trainer.fit`: which stages train, and how; units as in `tl.config.FinetuneConfig`."""
 
     name: str
     trainable: tuple[str, ...]
@@ -184,8 +184,9 @@ def parameter_groups(
         FreezeError: A trainable parameter is in no stage, or in two.
     """
     parameters = dict(model.named_parameters())
-    still = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
-    groups = []
+    no_weight_decay: Any = getattr(model, "no_weight_decay", set)
+    still = set(no_weight_decay())
+    groups: list[dict[str, Any]] = []
     for name, rate in stage_rates(stages, phase).items():
         stage = next(s for s in stages if s.name == name)
         decayed = [n for n in stage.parameters if parameters[n].ndim > 1 and n not in still]
@@ -207,7 +208,8 @@ def parameter_groups(
     wanted = {id(p): n for n, p in parameters.items() if p.requires_grad}
     lost = [n for i, n in wanted.items() if grouped.count(i) != 1]
     if lost or len(grouped) != len(wanted):
-        msg = f"parameters must be in exactly one optimizer group: {', '.join(lost) or 'frozen ones are in one'}"
+        what = ", ".join(lost) or "frozen ones are in one"
+        msg = f"parameters must be in exactly one optimizer group: {what}"
         raise FreezeError(msg)
     return groups
 
@@ -228,7 +230,7 @@ def stage_hashes(model: nn.Module, stages: Iterable[Stage]) -> dict[str, dict[st
 
 
 def stage_rows(model: nn.Module, stages: Sequence[Stage], phase: Phase) -> list[dict[str, Any]]:
-    """Rows of the table before a phase: stage, parameters (count), trainable, lr (peak, or None)."""
+    """Rows of the table before a phase: stage, parameters (count), trainable, peak lr or None."""
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     rates = stage_rates(stages, phase)
     return [

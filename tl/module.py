@@ -55,12 +55,12 @@ class ClassificationModule(pl.LightningModule):
         self.phase = phase
         self.mix = mix
         self.seed = seed
+        self._finite: Tensor
         self.register_buffer("_finite", torch.tensor(True), persistent=False)
-        average = {"acc": "micro", "f1_macro": "macro"}
         self.val_metrics = MetricCollection(
             {
-                "acc": MulticlassAccuracy(num_classes, average=average["acc"]),
-                "f1_macro": MulticlassF1Score(num_classes, average=average["f1_macro"]),
+                "acc": MulticlassAccuracy(num_classes, average="micro"),
+                "f1_macro": MulticlassF1Score(num_classes, average="macro"),
             },
             prefix="val/",
         )

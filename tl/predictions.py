@@ -33,8 +33,8 @@ def find_images(source: str) -> list[Path]:
     if path.is_dir():
         found = [p for p in path.rglob("*") if _is_image(p, path)]
     else:
-        found = [Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file()]
-        found = [p for p in found if p.suffix.lower() in IMAGE_SUFFIXES]
+        found = [Path(p) for p in glob.glob(str(path), recursive=True)]  # noqa: PTH207 - absolute patterns
+        found = [p for p in found if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES]
     if found:
         return sorted(found)
     kind = "no images in the folder" if path.is_dir() else "no file, folder or pattern with images:"
@@ -80,9 +80,8 @@ def write_predictions(table: pd.DataFrame, path: Path) -> None:
     part = path.with_name(f"{path.name}.part")
     try:
         if path.suffix.lower() == ".parquet":
-            rows = table.assign(
-                top=[[{"label": c, "score": p} for c, p in top] for top in table["top"]]
-            )
+            rows = table.copy()
+            rows["top"] = rows["top"].map(lambda top: [{"label": c, "score": p} for c, p in top])
             rows.to_parquet(part, index=False)
         elif path.suffix.lower() == ".csv":
             texts = ["|".join(f"{c}:{p:.6f}" for c, p in top) for top in table["top"]]

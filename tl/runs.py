@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from tl.config import ConfigError, TlError, TrainConfig, to_yaml, validate
 
@@ -147,7 +147,7 @@ def open_run(config: TrainConfig) -> tuple[RunFolder, TrainConfig]:
         words = re.sub(r"[^\w.-]+", "_", run_name(config).replace(" · ", "_"))
         path = Path(config.output_dir or f"runs/{stamp}_{words}").absolute()
         if (path / CONFIG).exists():
-            msg = f"{path} holds a run already: resume={path} continues it, another output_dir= begins anew"
+            msg = f"{path} holds a run already: resume= continues it; or choose another output_dir"
             raise RunError(msg)
         return RunFolder(path), config
     path = Path(config.resume).absolute()
@@ -205,7 +205,8 @@ def job_facts(table: ImageTable, built: BuiltModel, plan: Plan) -> dict[str, str
         + f" images in {len(table.classes)} classes ({table.root})",
         **({"data notes": "; ".join(table.notes)} if table.notes else {}),
         **({"left out": f"{len(table.quarantined)} unreadable"} if len(table.quarantined) else {}),
-        "model": f"{built.name}, weights {built.weights.source} (sha256 {built.weights.sha256[:12]})",
+        "model": f"{built.name}, weights {built.weights.source} "
+        f"(sha256 {built.weights.sha256[:12]})",
         **({"weights": "; ".join(built.weights.notes)} if built.weights.notes else {}),
         "preprocessing": f"{p.input_size[2]} x {p.input_size[1]}, {p.interpolation}, {p.crop_mode} "
         f"crop {p.crop_pct:g}, mean {_numbers(p.mean)}, std {_numbers(p.std)}",
@@ -287,7 +288,7 @@ def read_config(path: Path) -> TrainConfig:
         msg = f"{path} is no run: it has no {CONFIG}"
         raise RunError(msg)
     try:
-        return validate(OmegaConf.create(file.read_text()), TrainConfig)
+        return validate(DictConfig(OmegaConf.create(file.read_text())), TrainConfig)
     except ConfigError as error:
         msg = f"{file} does not fit this version of tl:\n{error}"
         raise RunError(msg) from error

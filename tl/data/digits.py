@@ -1,4 +1,4 @@
-"""The handwritten digits inside scikit-learn as image folders: data for a demo without a download."""
+"""The handwritten digits inside scikit-learn as image folders: a demo without a download."""
 
 from __future__ import annotations
 

@@ -31,7 +31,8 @@ def build(node: Mapping[str, Any], key: str) -> Any:
     """
     target = str(node.get("_target_", ""))
     if not target.startswith(TRUSTED_TARGETS):
-        msg = f"{key}._target_ must name {' or '.join(f'{t}*' for t in TRUSTED_TARGETS)}, got {target}"
+        trusted = " or ".join(f"{t}*" for t in TRUSTED_TARGETS)
+        msg = f"{key}._target_ must name {trusted}, got {target}"
         raise ConfigError(msg)
     try:
         return instantiate(dict(node), _convert_="all")
@@ -95,8 +96,9 @@ def quiet_fit(
     data: pl.LightningDataModule,
     resume: Path | None,
 ) -> None:
+    """Fit, from a checkpoint where one is given, without hints about what tl sets itself."""
     with warnings.catch_warnings():
-        # Hints about workers and logging intervals, which tl sets itself.
+        # Hints about workers and logging intervals.
         warnings.filterwarnings("ignore", module="pytorch_lightning")
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
         warnings.filterwarnings("ignore", message=".*epoch parameter in `scheduler.step.*")
@@ -152,7 +154,7 @@ class History(Callback):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and moves it there, so that the last good one survives."""
+    """Writes a checkpoint beside its place and moves it there: the last good one survives."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
@@ -180,7 +182,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 "the last good one is still there" if path.exists() else "there is none before it"
             )
             msg = (
-                f"cannot write the checkpoint {path} ({str(error).splitlines()[0]}); {state}. Free some "
-                "space, then continue with resume=<the run's folder>."
+                f"cannot write the checkpoint {path} ({str(error).splitlines()[0]}); {state}. "
+                "Free some space, then continue with resume=<the run's folder>."
             )
             raise TrainingError(msg) from error

@@ -69,12 +69,14 @@ def save_weights(model: nn.Module, folder: Path) -> Path:
 
 
 def load_kept(model: nn.Module, folder: Path, done: list[PhaseResult]) -> None:
+    """Load the best weights of all finished phases; without one the model stays as it is."""
     kept = [result for result in done if result.kept]
     if kept:
         load_model(model, folder / kept[-1].checkpoint)
 
 
 def read_progress(folder: Path) -> tuple[list[PhaseResult], list[dict[str, Any]]]:
+    """Finished phases and the history of their epochs; both empty before the first is finished."""
     path = folder / PROGRESS
     if not path.is_file():
         return [], []
@@ -83,6 +85,7 @@ def read_progress(folder: Path) -> tuple[list[PhaseResult], list[dict[str, Any]]
 
 
 def write_progress(folder: Path, done: list[PhaseResult], rows: list[dict[str, Any]]) -> None:
+    """Write what `read_progress` reads, in one move."""
     part = folder / f"{PROGRESS}.part"
     part.write_text(json.dumps({"phases": [asdict(r) for r in done], "history": rows}, indent=1))
     part.replace(folder / PROGRESS)

@@ -1,0 +1,75 @@
+"""Config: schemas of every pipeline, their validation, and the errors a person sees.
+
+A config travels as YAML and command-line overrides to `validate`, which turns it into one of the
+dataclasses here or raises a single `ConfigError` that lists every problem at once. Nothing in this
+room imports torch: `--help` and config errors are instant.
+"""
+
+from __future__ import annotations
+
+from tl.config.errors import ConfigError, Interrupted, RequestError, TlError
+from tl.config.pipelines import (
+    PIPELINES,
+    TRUSTED_TARGETS,
+    DemoConfig,
+    EvaluateConfig,
+    ExportRunConfig,
+    PredictConfig,
+    TrainConfig,
+    register_schemas,
+)
+from tl.config.schemas import (
+    PRECISIONS,
+    AugmentConfig,
+    AutoAugment,
+    BadImages,
+    BatchNormMode,
+    CacheConfig,
+    DataConfig,
+    ExportConfig,
+    FinetuneConfig,
+    ModelConfig,
+    Optimizer,
+    PhaseConfig,
+    TrackingConfig,
+)
+from tl.config.settings import Checked, Request, limit_problems, setting
+from tl.config.validation import compose, convert, schema_keys, to_yaml, unknown_key, validate
+
+__all__ = [
+    "PIPELINES",
+    "PRECISIONS",
+    "TRUSTED_TARGETS",
+    "AugmentConfig",
+    "AutoAugment",
+    "BadImages",
+    "BatchNormMode",
+    "CacheConfig",
+    "Checked",
+    "ConfigError",
+    "DataConfig",
+    "DemoConfig",
+    "EvaluateConfig",
+    "ExportConfig",
+    "ExportRunConfig",
+    "FinetuneConfig",
+    "Interrupted",
+    "ModelConfig",
+    "Optimizer",
+    "PhaseConfig",
+    "PredictConfig",
+    "Request",
+    "RequestError",
+    "TlError",
+    "TrackingConfig",
+    "TrainConfig",
+    "compose",
+    "convert",
+    "limit_problems",
+    "register_schemas",
+    "schema_keys",
+    "setting",
+    "to_yaml",
+    "unknown_key",
+    "validate",
+]

@@ -1,0 +1,34 @@
+"""Errors that are meant for a person, and the exit codes that they stand for."""
+
+from __future__ import annotations
+
+
+class TlError(Exception):
+    """Base of every error that is meant for a person: what is wrong, where, and what to do next.
+
+    `exit_code` is that of the console script: 1 the job failed, 2 the request was wrong.
+    """
+
+    exit_code = 1
+
+
+class RequestError(TlError):
+    """The request was wrong (config, data, weights); nothing was written."""
+
+    exit_code = 2
+
+
+class ConfigError(RequestError):
+    """One or more problems of a config.
+
+    Args:
+        problems: One sentence each; all are shown together.
+    """
+
+    def __init__(self, problems: str | list[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM: unwinds like KeyboardInterrupt, but Lightning re-raises it unchanged."""

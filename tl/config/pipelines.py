@@ -1,0 +1,147 @@
+"""One schema per pipeline, made of the groups in `tl.config.schemas`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from tl.config.schemas import (
+    AugmentConfig,
+    BadImages,
+    CacheConfig,
+    DataConfig,
+    ExportConfig,
+    FinetuneConfig,
+    ModelConfig,
+    TrackingConfig,
+)
+from tl.config.settings import Checked, Request, setting
+
+TRUSTED_TARGETS = ("pytorch_lightning.", "tl.")
+
+
+@dataclass
+class TrainConfig(Request):
+    """Config of `tl train`."""
+
+    data: DataConfig = setting(factory=DataConfig, help="images")
+    model: ModelConfig = setting(factory=ModelConfig, help="backbone and weights")
+    augment: AugmentConfig = setting(factory=AugmentConfig, help="augmentation")
+    finetune: FinetuneConfig = setting(factory=FinetuneConfig, help="how to transfer")
+    tracking: TrackingConfig = setting(factory=TrackingConfig, help="MLflow")
+    export: ExportConfig = setting(factory=ExportConfig, help="bundle")
+    cache: CacheConfig = setting(factory=CacheConfig, help="cache")
+    trainer: dict[str, Any] = setting(factory=dict, help="arguments of pytorch_lightning.Trainer")
+    callbacks: dict[str, Any] = setting(factory=dict, help="further Lightning callbacks, by name")
+    logger: dict[str, Any] = setting(factory=dict, help="further Lightning loggers, by name")
+    seed: int = setting(0, "seed of everything that is random", low=0, high=2**32 - 1, common=True)
+    output_dir: str | None = setting(
+        None, "folder of the run; default: runs/<date>_<data>_<model>_<method>", common=True
+    )
+    resume: str | None = setting(
+        None, "folder of a run that was interrupted: continue it", common=True
+    )
+
+    def problems(self) -> list[str]:
+        """There is a phase, and third-party objects come from Lightning or tl only."""
+        found = []
+        if not self.finetune.phases:
+            found.append("finetune.phases is empty: choose a method, such as finetune=lp_ft")
+        for group in ("trainer", "callbacks", "logger"):
+            nodes = getattr(self, group)
+            for path, target in _targets(nodes, group):
+                if not str(target).startswith(TRUSTED_TARGETS):
+                    allowed = " or ".join(f"{t}*" for t in TRUSTED_TARGETS)
+                    found.append(f"{path} must name {allowed}, got {target}")
+        return found
+
+
+@dataclass
+class PredictConfig(Request):
+    """Config of `tl predict`."""
+
+    bundle: str = setting(MISSING, "bundle folder of a run")
+    source: str = setting(MISSING, "an image, a folder (searched in depth) or a glob pattern")
+    output: str | None = setting(
+        None, "file to write: .parquet, .csv or .json; default: the screen only"
+    )
+    batch_size: int = setting(32, "images per call of the network", low=1)
+    top_k: int = setting(3, "classes to name per image", low=1)
+    bad_images: BadImages = setting(
+        BadImages.fail, "fail: stop; skip: report unreadable files in the column error"
+    )
+    output_dir: str | None = setting(None, "folder for `output` where that is a relative path")
+
+
+@dataclass
+class EvaluateConfig(Request):
+    """Config of `tl evaluate`."""
+
+    bundle: str = setting(MISSING, "bundle folder of a run", common=True)
+    data: DataConfig = setting(factory=DataConfig, help="images with labels")
+    split: str | None = setting(
+        None,
+        "split to evaluate; default: test, else val, else all",
+        choices=("train", "val", "test", "all"),
+        common=True,
+    )
+    output_dir: str | None = setting(
+        None, "folder for the results; default: runs/<date>_evaluate_<data>", common=True
+    )
+    cache: CacheConfig = setting(factory=CacheConfig, help="cache")
+
+
+@dataclass
+class ExportRunConfig(Request):
+    """Config of `tl export`."""
+
+    run: str = setting(MISSING, "folder of a finished run", common=True)
+    export: ExportConfig = setting(factory=ExportConfig, help="bundle")
+    output_dir: str | None = setting(
+        None, "where to write the bundle; default: <run>/bundle", common=True
+    )
+
+
+@dataclass
+class DemoConfig(Request):
+    """Config of `tl demo`."""
+
+    output_dir: str | None = setting(
+        None, "folder of the demo's runs; default: runs/<date>_demo", common=True
+    )
+    images_per_class: int = setting(
+        10, "training images of each target digit", low=2, high=100, common=True
+    )
+    tracking: TrackingConfig = setting(factory=TrackingConfig, help="MLflow")
+    seed: int = setting(0, "seed", low=0, high=2**32 - 1, common=True)
+
+
+PIPELINES: dict[str, type[Checked]] = {
+    "train": TrainConfig,
+    "predict": PredictConfig,
+    "evaluate": EvaluateConfig,
+    "export": ExportRunConfig,
+    "demo": DemoConfig,
+}
+
+
+def register_schemas() -> None:
+    """Make each schema known to Hydra as `<pipeline>_schema`, the root of its primary config."""
+    for name, schema in PIPELINES.items():
+        ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+
+
+def _targets(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if key == "_target_":
+                yield f"{path}._target_", value
+            else:
+                yield from _targets(value, f"{path}.{key}")
+    elif isinstance(node, (list, tuple)):
+        for i, value in enumerate(node):
+            yield from _targets(value, f"{path}.{i}")

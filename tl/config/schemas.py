@@ -1,0 +1,244 @@
+"""Schemas of the settings: the one place where each has its default, its range and its help."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from tl.config.settings import Checked, setting
+
+
+class BadImages(Enum):
+    """What to do with a file that cannot be decoded."""
+
+    fail = "fail"
+    skip = "skip"
+
+
+@dataclass
+class DataConfig(Checked):
+    """Where the images are and how they are read."""
+
+    root: str = setting(MISSING, "folder with <class>/* or train|val[|test]/<class>/*", common=True)
+    val_fraction: float = setting(
+        0.2,
+        "share of train taken for val where the folder has no val",
+        above=0,
+        high=0.9,
+        common=True,
+    )
+    batch_size: int = setting(32, "images per step, over all devices", low=1, common=True)
+    num_workers: int | None = setting(
+        None, "loader processes; default: the cores that this process may use, at most 8", low=0
+    )
+    check: bool = setting(True, "decode every image once before training (remembered in the cache)")
+    bad_images: BadImages = setting(
+        BadImages.fail,
+        "fail: stop and list unreadable files; skip: leave them out and list them",
+        common=True,
+    )
+    max_pixels: int = setting(
+        178_956_970, "refuse larger images (decompression bombs), pixels", low=1
+    )
+
+
+@dataclass
+class ModelConfig(Checked):
+    """Backbone, head and where the pretrained weights come from."""
+
+    name: str = setting(MISSING, "any timm model, with its tag: convnext_tiny.fb_in1k", common=True)
+    weights: str = setting(
+        "hub",
+        "hub, none, a .safetensors/.pth file, or a folder that holds <name>.safetensors",
+        common=True,
+    )
+    image_size: int | None = setting(
+        None,
+        "side of the square input in pixels; default: that of the weights",
+        low=8,
+        high=4096,
+        common=True,
+    )
+    drop_rate: float = setting(0.0, "dropout before the head", low=0, high=0.95)
+    drop_path_rate: float = setting(
+        0.0, "stochastic depth, where the family has it", low=0, high=0.95
+    )
+
+
+class AutoAugment(Enum):
+    """Learned or random augmentation policies of torchvision."""
+
+    none = "none"
+    trivial = "trivial"
+    rand = "rand"
+
+
+@dataclass
+class AugmentConfig(Checked):
+    """Random changes of the training images; 0 or none switches one off."""
+
+    name: str = setting("none", "name of the preset, for the log")
+    hflip: float = setting(0.0, "probability of a left-right flip", low=0, high=1)
+    vflip: float = setting(0.0, "probability of an up-down flip", low=0, high=1)
+    crop_scale: list[float] | None = setting(
+        None,
+        "[low, high] share of the area that a random resized crop keeps; null: centre crop",
+        above=0,
+        high=1,
+    )
+    crop_ratio: list[float] = setting(
+        factory=lambda: [0.75, 1.3333], help="[low, high] width/height of that crop", above=0
+    )
+    color_jitter: float = setting(
+        0.0, "strength of brightness, contrast, saturation; hue a quarter", low=0, high=1
+    )
+    rotate: float = setting(0.0, "affine: rotation up to ± degrees", low=0, high=180)
+    translate: float = setting(0.0, "affine: shift up to ± this share of the side", low=0, high=1)
+    zoom: float = setting(0.0, "affine: scale in [1 - zoom, 1 + zoom]", low=0, high=0.9)
+    shear: float = setting(0.0, "affine: shear up to ± degrees", low=0, high=90)
+    auto: AutoAugment = setting(
+        AutoAugment.none, "none, trivial (TrivialAugment), rand (RandAugment)"
+    )
+    rand_magnitude: int = setting(9, "strength of RandAugment", low=0, high=30)
+    erasing: float = setting(0.0, "probability of random erasing", low=0, high=1)
+    mixup: float = setting(0.0, "alpha of mixup", low=0, high=10)
+    cutmix: float = setting(0.0, "alpha of cutmix", low=0, high=10)
+
+    def problems(self) -> list[str]:
+        """Intervals have two ordered ends."""
+        return [
+            f"{key} must be two numbers [low, high], got {value}"
+            for key, value in (("crop_scale", self.crop_scale), ("crop_ratio", self.crop_ratio))
+            if value is not None and (len(value) != 2 or value[0] > value[1])
+        ]
+
+
+class Optimizer(Enum):
+    """Optimizers; SGD has Nesterov momentum 0.9."""
+
+    adamw = "adamw"
+    sgd = "sgd"
+
+
+class BatchNormMode(Enum):
+    """BatchNorm in stages that train: keep the pretraining's statistics, or follow the batch.
+
+    `auto` keeps them where the weights are pretrained and a batch has fewer than 16 images or
+    train fewer than 1,000.
+    """
+
+    auto = "auto"
+    frozen = "frozen"
+    train = "train"
+
+
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true")
+
+
+@dataclass
+class PhaseConfig(Checked):
+    """One phase = one `Trainer.fit`. What is null comes from `finetune.*`."""
+
+    train_stages: int = setting(
+        0, "last stages of the backbone that train beside the head: 0 none, -1 all", low=-1, high=5
+    )
+    epochs: int | None = setting(None, "at most so many passes over train", low=1)
+    head_lr: float | None = setting(None, "peak learning rate of the head", above=0, high=100)
+    lr_ratio: float | None = setting(
+        None, "stage k learns at head_lr / lr_ratio^(distance to the head)", low=1, high=100
+    )
+    optimizer: Optimizer | None = setting(None, "adamw or sgd")
+    weight_decay: float | None = setting(
+        None, "none on biases, norms and other 1-D parameters", low=0
+    )
+    warmup: float | None = setting(
+        None, "share of the steps that warm up linearly before the cosine", low=0, high=1
+    )
+    batch_norm: BatchNormMode | None = setting(None, "auto, frozen or train")
+    patience: int | None = setting(
+        None, "stop after so many epochs without a better val/loss; 0: never", low=0
+    )
+    label_smoothing: float | None = setting(None, "label smoothing", low=0, high=0.9)
+    gradient_clip: float | None = setting(None, "largest gradient norm; 0: no clipping", low=0)
+    accumulate: int | None = setting(None, "batches per optimizer step", low=1)
+    precision: str | None = setting(None, "Lightning's precision", choices=PRECISIONS)
+
+
+@dataclass
+class FinetuneConfig(Checked):
+    """How to transfer: a list of phases, and the settings that they share."""
+
+    method: str = setting("custom", "name of the method, for the log")
+    pretrained: bool = setting(True, "false: start from random weights (finetune=scratch)")
+    phases: dict[str, PhaseConfig] = setting(
+        factory=dict, help="name -> phase, run in this order; the group finetune=... fills it"
+    )
+    epochs: int = setting(20, "at most so many passes over train in each phase", low=1, common=True)
+    head_lr: float = setting(1e-3, "peak learning rate of the head", above=0, high=100, common=True)
+    lr_ratio: float = setting(
+        5.0,
+        "stage k learns at head_lr / lr_ratio^(distance to the head); 1: one rate",
+        low=1,
+        high=100,
+        common=True,
+    )
+    optimizer: Optimizer = setting(Optimizer.adamw, "adamw or sgd (Nesterov momentum 0.9)")
+    weight_decay: float = setting(0.01, "none on biases, norms and other 1-D parameters", low=0)
+    warmup: float = setting(
+        0.1, "share of the steps that warm up linearly before the cosine", low=0, high=1
+    )
+    batch_norm: BatchNormMode = setting(BatchNormMode.auto, "auto, frozen or train", common=True)
+    patience: int = setting(
+        5, "stop after so many epochs without a better val/loss; 0: never", low=0, common=True
+    )
+    label_smoothing: float = setting(0.0, "label smoothing", low=0, high=0.9)
+    gradient_clip: float = setting(1.0, "largest gradient norm; 0: no clipping", low=0)
+    accumulate: int = setting(1, "batches per optimizer step", low=1)
+    precision: str = setting("32-true", "Lightning's precision", choices=PRECISIONS, common=True)
+
+
+@dataclass
+class TrackingConfig(Checked):
+    """The MLflow run of a job."""
+
+    enabled: bool = setting(True, "log to MLflow")
+    uri: str | None = setting(
+        None, "MLflow store; default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db", common=True
+    )
+    experiment: str | None = setting(
+        None, "MLflow experiment; default: the data folder's name", common=True
+    )
+    run_name: str | None = setting(None, "default: data · model · method")
+    tags: dict[str, str] = setting(factory=dict, help="further tags of the run")
+    system_metrics: bool = setting(True, "log CPU, memory and GPU use")
+
+
+@dataclass
+class ExportConfig(Checked):
+    """The bundle that a run hands back."""
+
+    enabled: bool = setting(True, "write bundle/")
+    golden_images: int = setting(
+        8, "training images kept in the bundle as its own test", low=1, high=64
+    )
+    tolerance: float = setting(
+        1e-4,
+        "largest difference of a probability between PyTorch and ONNX Runtime",
+        above=0,
+        high=0.1,
+    )
+
+
+@dataclass
+class CacheConfig(Checked):
+    """Where results that serve later jobs are kept."""
+
+    dir: str | None = setting(None, "default: TL_CACHE_DIR, else ~/.cache/tl")
+
+    def path(self) -> Path:
+        """The folder; it need not exist yet."""
+        return Path(self.dir or os.environ.get("TL_CACHE_DIR") or "~/.cache/tl").expanduser()
