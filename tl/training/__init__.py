@@ -15,7 +15,6 @@ from pytorch_lightning.callbacks import (
     EarlyStopping,
     LearningRateMonitor,
     ModelCheckpoint,
-    RichProgressBar,
 )
 from pytorch_lightning.loggers import Logger
 
@@ -27,6 +26,7 @@ from tl.module import ClassificationModule, TrainingError
 from tl.training.judging import judge, predict
 from tl.training.lightning import (
     AtomicCheckpointIO,
+    EpochBar,
     History,
     build,
     loggers,
@@ -249,13 +249,11 @@ class _Fit:
 
 
 def _own_callbacks(phase: Phase, history: History, loggers: Sequence[Logger]) -> list[Callback]:
-    found: list[Callback] = [history]
+    found: list[Callback] = [EpochBar(phase), history]
     if phase.patience:
         found.append(EarlyStopping(MONITOR, patience=phase.patience, check_on_train_epoch_end=True))
     if loggers:
         found.append(LearningRateMonitor("step"))
-    if display.console.is_terminal:
-        found.append(RichProgressBar(leave=False))
     return found
 
 

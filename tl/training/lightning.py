@@ -6,7 +6,8 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 
 from tl import display
@@ -77,7 +78,7 @@ def make_trainer(
         "gradient_clip_val": phase.gradient_clip or None,
         "precision": phase.precision,
         "enable_model_summary": False,
-        "enable_progress_bar": any(isinstance(c, RichProgressBar) for c in callbacks),
+        "enable_progress_bar": False,
         "logger": list(loggers) or False,
         "callbacks": list(callbacks),
         "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
@@ -151,6 +152,50 @@ class History(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Rows of the interrupted run."""
         self.rows = list(state_dict["rows"])
+
+
+class EpochBar(Callback):
+    """Progress within an epoch, its training and its validation batches together.
+
+    Lightning's own bars write past the console that prints the lines of the epochs.
+    """
+
+    def __init__(self, phase: Phase) -> None:
+        self.phase = phase
+        self._open = ExitStack()
+        self._update: Callable[[int, int], None] | None = None
+        self._done = 0
+
+    def _advance(self, trainer: pl.Trainer) -> None:
+        if self._update is None:
+            title = f"{self.phase.name} {trainer.current_epoch + 1:>3}/{self.phase.epochs}"
+            self._update = self._open.enter_context(display.bar(title, unit="batches"))
+            self._done = 0
+        self._done += 1
+        total = trainer.num_training_batches + sum(trainer.num_val_batches)
+        self._update(self._done, int(total))
+
+    def _close(self) -> None:
+        self._open.close()
+        self._update = None
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        """Count a batch."""
+        self._advance(trainer)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        """Count a batch."""
+        self._advance(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make room for the line of the epoch."""
+        self._close()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Leave the terminal as it was."""
+        self._close()
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
