@@ -18,9 +18,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tl.pipelines.commandline import check_overrides, composition_error, help_text, override_keys
+from tl.pipelines.commandline import (
+    BATCH_FLAGS,
+    check_overrides,
+    composition_error,
+    file_error,
+    help_text,
+    override_keys,
+    split_flags,
+)
 
-from tl.config import Interrupted, TlError, TrainConfig
+from tl.config import NO_YAML, Interrupted, TlError, TrainConfig
 
 Job = Callable[[Any], Any]
 HERE = Path(__file__).parent
@@ -134,6 +142,8 @@ def _run_hydra(name: str, job: Job, args: list[str]) -> list[tuple[int, list[str
     except (HydraException, OmegaConfBaseException) as error:
         if not failed:
             raise composition_error(name, error) from error
+    except NO_YAML as error:
+        raise file_error(error) from error
     except Exception:
         if not failed:
             raise
@@ -143,13 +153,18 @@ def _run_hydra(name: str, job: Job, args: list[str]) -> list[tuple[int, list[str
 
 
 def _with_batch_folder(args: list[str]) -> list[str]:
-    """Name the folder of a multirun: `output_dir=` where it is given, else a dated one."""
-    if not {"-m", "--multirun"} & set(args):
-        return args
-    given = [a.split("=", 1)[1] for a in args if a.startswith("output_dir=")]
+    """Arguments for Hydra: overrides, then flags, and the folder of a multirun.
+
+    That is `output_dir=` where it is given, else a dated one.
+    """
+    flags, overrides = split_flags(args)
+    if not set(flags) & BATCH_FLAGS:
+        return [*overrides, *flags]
+    given = [a.split("=", 1)[1] for a in overrides if a.startswith("output_dir=")]
     folder = given[-1] if given else f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}_batch"
-    rest = [a for a in args if not a.startswith("output_dir=")]
-    return [*rest, f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=${hydra.job.num}"]
+    rest = [a for a in overrides if not a.startswith("output_dir=")]
+    own = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=${hydra.job.num}"]
+    return [*rest, *own, *flags]
 
 
 def report(error: Exception) -> int:

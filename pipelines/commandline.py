@@ -23,6 +23,19 @@ from tl.config import (
 
 # Free-form nodes: what stands below them is checked where it is used.
 OPEN_NODES = ("trainer", "callbacks", "logger", "tracking.tags")
+# Flags of Hydra: those that name files of the user's own, and all that are followed by a value.
+FILE_FLAGS = {"--config-dir", "-cd", "--config-path", "-cp"}
+VALUE_FLAGS = FILE_FLAGS | {
+    "--config-name",
+    "-cn",
+    "--cfg",
+    "-c",
+    "--package",
+    "-p",
+    "--info",
+    "-i",
+}
+BATCH_FLAGS = {"-m", "--multirun"}
 
 
 def groups() -> dict[str, list[str]]:
@@ -78,29 +91,12 @@ def check_overrides(name: str, args: list[str]) -> None:
     from hydra.errors import OverrideParseException
 
     parser = OverridesParser.create()
-    own_files = any(
-        a.split("=")[0] in {"--config-dir", "-cd", "--config-path", "-cp"} for a in args
-    )
+    flags, overrides = split_flags(args)
+    own_files = bool({flag.split("=")[0] for flag in flags} & FILE_FLAGS)
+    batch = bool(set(flags) & BATCH_FLAGS)
     problems: list[str] = []
     good: list[str] = []
-    skip_next = False
-    for arg in args:
-        if skip_next or arg.startswith("-"):
-            skip_next = not skip_next and arg in {
-                "--config-dir",
-                "-cd",
-                "--config-path",
-                "-cp",
-                "--config-name",
-                "-cn",
-                "--cfg",
-                "-c",
-                "--package",
-                "-p",
-                "--info",
-                "-i",
-            }
-            continue
+    for arg in overrides:
         try:
             override = parser.parse_overrides([arg])[0]
         except OverrideParseException:
@@ -109,15 +105,41 @@ def check_overrides(name: str, args: list[str]) -> None:
         found = (
             [] if override.is_hydra_override() else _override_problems(name, override, own_files)
         )
+        if override.is_sweep_override() and not batch and not found:
+            found.append(f"{arg} has several values: they need -m, which runs one job for each")
         problems += found
-        if not found and not override.is_sweep_override():
-            good.append(arg)
+        if not found:
+            good += _one_value(arg, override)
     if problems:
-        try:
-            compose(name, [g for g in good if not own_files])
-        except ConfigError as error:
-            problems += [p for p in error.problems if p not in problems]
+        # Files of the user's own are found by Hydra only.
+        if not own_files:
+            try:
+                compose(name, good)
+            except ConfigError as error:
+                problems += [p for p in error.problems if p not in problems]
         raise ConfigError(problems)
+
+
+def split_flags(args: list[str]) -> tuple[list[str], list[str]]:
+    """Hydra's flags with their values, and the overrides; they may come in any order."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    for arg in args:
+        takes_value = bool(flags) and flags[-1] in VALUE_FLAGS
+        (flags if takes_value or arg.startswith("-") else overrides).append(arg)
+    return flags, overrides
+
+
+def _one_value(arg: str, override: Any) -> list[str]:
+    """The override, with the first of its values where it has several."""
+    if not override.is_sweep_override():
+        return [arg]
+    from hydra.core.override_parser.types import Transformer, ValueType
+
+    if override.value_type is ValueType.GLOB_CHOICE_SWEEP:
+        return []
+    first = next(iter(override.sweep_iterator(Transformer.encode)), None)
+    return [] if first is None else [f"{arg.partition('=')[0]}={first}"]
 
 
 def _override_problems(name: str, override: Any, own_files: bool) -> list[str]:
@@ -150,16 +172,26 @@ def _preset_problems(group: str, override: Any) -> list[str]:
     options = groups()[group]
     problems = []
     for value in _values(override):
-        if value is None or str(value) in options:
+        # An experiment is the only preset that there need not be.
+        if str(value) in options or (value is None and group == "experiment"):
             continue
-        near = difflib.get_close_matches(str(value), options, n=1)
-        hint = f"did you mean {group}={near[0]}? " if near else ""
-        other = f"; any other timm model: model.name={value}" if group == "model" else ""
-        problems.append(f"no preset {group}={value}; {hint}there are {', '.join(options)}{other}")
+        problems.append(_no_preset(group, value, options))
     return problems
 
 
+def _no_preset(group: str, value: Any, options: list[str]) -> str:
+    near = difflib.get_close_matches(str(value), options, n=1)
+    hint = f"did you mean {group}={near[0]}? " if near else ""
+    other = f"; any other timm model: model.name={value}" if group == "model" and value else ""
+    shown = "null" if value is None else value
+    return f"no preset {group}={shown}; {hint}there are {', '.join(options)}{other}"
+
+
 def _values(override: Any) -> list[Any]:
+    from hydra.core.override_parser.types import ValueType
+
+    if override.value_type is ValueType.GLOB_CHOICE_SWEEP:
+        return []  # Hydra knows which presets it means, and takes only those that exist
     if override.is_sweep_override():
         return list(override.sweep_iterator())
     return [override.value()]
@@ -193,12 +225,35 @@ def override_keys(overrides: list[str]) -> list[str]:
 
 
 def composition_error(name: str, error: Exception) -> ConfigError:
-    """Hydra's complaint about a config file in our words: file, key, nearest right key."""
+    """Hydra's complaint about a config in our words: the file, the key, the nearest right key."""
     text = str(error)
-    full_key = re.search(r"full_key: (\S+)", text)
+    if text.startswith("Error merging override") and error.__cause__:
+        text += f": {error.__cause__}"
     lines = [line for line in text.split("\n") if line.strip() and line[0] != " "]
-    if full_key and "not in '" in text:
-        where = lines[0].split(":")[0] if lines[0].startswith("In '") else "config"
+    where = re.match(r"In '(.+?)': ", lines[0])
+    place = where[1] if where and where[1] != name else ""
+    full_key = re.search(r"full_key: (\S+)", text)
+    missing = re.search(r"Could not find '(\w+)/(.+?)'", text)
+    if missing:
+        found = re.search(r"Available options in '.*?':\n((?:\t.*\n?)+)", text)
+        options = found[1].split() if found else []
+        return ConfigError(_no_preset(missing[1], missing[2], options))
+    if full_key and re.search(r"Key '.*' not in '", text):
         known = [k for k, _, _ in schema_keys(PIPELINES[name])]
-        return ConfigError(f"{where}: {unknown_key(full_key[1], known)}")
+        return ConfigError(f"{_file(place)}{unknown_key(full_key[1], known)}")
+    if full_key and "raised while composing" in lines[0]:
+        reason = lines[1][:1].lower() + lines[1][1:]
+        return ConfigError(f"{_file(place)}{full_key[1]}: {reason}")
+    if "\nConfig search path:" in text:
+        lines = lines[: lines.index("Config search path:")]
     return ConfigError("\n".join(lines))
+
+
+def file_error(error: Exception) -> ConfigError:
+    """A config file that is no YAML: which one, and where in it."""
+    text = " ".join(line.strip() for line in str(error).split("\n") if line.strip())
+    return ConfigError(f"a config file cannot be read as YAML: {text}")
+
+
+def _file(name: str) -> str:
+    return f"{name}.yaml: " if name else ""

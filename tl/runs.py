@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from tl.config import ConfigError, TlError, TrainConfig, to_yaml, validate
+from tl.config import NO_YAML, ConfigError, TlError, TrainConfig, to_yaml, validate
 
 if TYPE_CHECKING:  # so that `tl train --help` loads neither torch nor pandas
     import pandas as pd
@@ -289,8 +290,12 @@ def read_config(path: Path) -> TrainConfig:
         raise RunError(msg)
     try:
         return validate(DictConfig(OmegaConf.create(file.read_text())), TrainConfig)
-    except ConfigError as error:
-        msg = f"{file} does not fit this version of tl:\n{error}"
+    except (*NO_YAML, OSError) as error:
+        msg = f"{file} cannot be read ({' '.join(str(error).split())})"
+        raise RunError(msg) from error
+    except (ConfigError, OmegaConfBaseException) as error:
+        reason = str(error).split("\n    full_key:")[0]
+        msg = f"{file} does not fit this version of tl:\n{reason}"
         raise RunError(msg) from error
 
 

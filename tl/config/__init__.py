@@ -7,7 +7,7 @@ room imports torch: `--help` and config errors are instant.
 
 from __future__ import annotations
 
-from tl.config.errors import ConfigError, Interrupted, RequestError, TlError
+from tl.config.errors import NO_YAML, ConfigError, Interrupted, RequestError, TlError
 from tl.config.pipelines import (
     PIPELINES,
     TRUSTED_TARGETS,
@@ -37,6 +37,7 @@ from tl.config.settings import Checked, Request, limit_problems, setting
 from tl.config.validation import compose, convert, schema_keys, to_yaml, unknown_key, validate
 
 __all__ = [
+    "NO_YAML",
     "PIPELINES",
     "PRECISIONS",
     "TRUSTED_TARGETS",

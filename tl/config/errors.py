@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from yaml import YAMLError
+
+# What reading a YAML file raises when its content is none.
+NO_YAML = (YAMLError, UnicodeDecodeError)
+
 
 class TlError(Exception):
     """Base of every error that is meant for a person: what is wrong, where, and what to do next.

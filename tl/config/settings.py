@@ -72,7 +72,7 @@ def _missing(node: Any, path: str) -> Iterator[str]:
         value = getattr(node, f.name)
         if is_dataclass(value):
             yield from _missing(value, f"{path}{f.name}.")
-        elif isinstance(value, str) and value == MISSING:
+        elif value == MISSING or (value == "" and f.default == MISSING):
             yield f"{path}{f.name} is required: {f.metadata['help']}"
 
 

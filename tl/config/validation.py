@@ -36,8 +36,14 @@ def validate(config: DictConfig, schema: type[T]) -> T:
         ConfigError: Unknown keys (with the nearest right name), values of a wrong type or range,
             required keys that are missing: all of them in one error.
     """
-    values = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(values, dict)
+    try:
+        values = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        lines = str(error).split("\n")
+        raise ConfigError(f"{getattr(error, 'full_key', None) or 'config'}: {lines[0]}") from error
+    if not isinstance(values, dict):
+        msg = f"a config is a mapping of keys to values, got {type(values).__name__}"
+        raise ConfigError(msg)
     problems: list[str] = []
     result = _build(schema, values, "", problems)
     if problems:
