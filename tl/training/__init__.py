@@ -28,7 +28,7 @@ from tl.training.lightning import (
     AtomicCheckpointIO,
     EpochBar,
     History,
-    build,
+    callbacks_of,
     loggers,
     make_trainer,
     prepare,
@@ -199,7 +199,7 @@ class _Fit:
             phase,
             loggers=loggers,
             callbacks=[
-                *_callbacks(callbacks),
+                *callbacks_of(callbacks),
                 *_own_callbacks(phase, history, loggers),
                 checkpoint,
             ],
@@ -255,7 +255,3 @@ def _own_callbacks(phase: Phase, history: History, loggers: Sequence[Logger]) ->
     if loggers:
         found.append(LearningRateMonitor("step"))
     return found
-
-
-def _callbacks(nodes: Mapping[str, Any]) -> list[Callback]:
-    return [build(node, f"callbacks.{name}") for name, node in nodes.items() if node]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import logging
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +16,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
@@ -22,6 +25,7 @@ from tl import display
 from tl.config import TRUSTED_TARGETS, ConfigError
 from tl.finetuning import Phase
 from tl.module import TrainingError
+from tl.training.state import read_checkpoint
 
 
 def build(node: Mapping[str, Any], key: str) -> Any:
@@ -38,21 +42,45 @@ def build(node: Mapping[str, Any], key: str) -> Any:
     try:
         return instantiate(dict(node), _convert_="all")
     except Exception as error:
-        reason = str(error.__cause__ or error).split("\n")[0]
+        text = str(error.__cause__ or error)
+        if text.startswith("Error loading"):
+            msg = f"{key}._target_: there is no {target}"
+            raise ConfigError(msg) from error
+        reason = text.split("\n")[0] + _nearest_argument(text, target)
         msg = f"{key}: {target} refuses its arguments: {reason}"
         raise ConfigError(msg) from error
 
 
-def prepare(trainer: Mapping[str, Any], seed: int) -> None:
+def _nearest_argument(text: str, target: str) -> str:
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", text)
+    names = inspect.signature(get_object(target)).parameters if unknown else {}
+    near = difflib.get_close_matches(unknown[1], list(names), n=1) if unknown else []
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def prepare(
+    trainer: Mapping[str, Any],
+    seed: int,
+    *,
+    callbacks: Mapping[str, Any] | None = None,
+    logger: Mapping[str, Any] | None = None,
+) -> None:
     """Seed everything, and have Lightning check its arguments before anything is written.
 
     Raises:
-        ConfigError: Lightning refuses an argument of `trainer`.
+        ConfigError: Lightning refuses an argument of `trainer`, `callbacks` or `logger`.
     """
+    callbacks_of(callbacks or {})
+    loggers(logger or {})
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     build({**trainer, "logger": False, "enable_progress_bar": False}, "trainer")
     pl.seed_everything(seed, workers=True, verbose=False)
+
+
+def callbacks_of(nodes: Mapping[str, Any]) -> list[Callback]:
+    """Further callbacks of the config."""
+    return [build(node, f"callbacks.{name}") for name, node in nodes.items() if node]
 
 
 def loggers(nodes: Mapping[str, Any]) -> list[Logger]:
@@ -201,6 +229,16 @@ class EpochBar(Callback):
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and moves it there: the last good one survives."""
 
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Raises:
+            TrainingError: The file is damaged.
+        """
+        return read_checkpoint(Path(path))
+
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
@@ -223,11 +261,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             RuntimeError,
         ) as error:  # torch's writer turns a full disk into RuntimeError
             part.unlink(missing_ok=True)
+            # torch's writer hides why the file underneath did not take its bytes.
+            reason = error.__context__ if isinstance(error.__context__, OSError) else error
             state = (
                 "the last good one is still there" if path.exists() else "there is none before it"
             )
             msg = (
-                f"cannot write the checkpoint {path} ({str(error).splitlines()[0]}); {state}. "
+                f"cannot write the checkpoint {path} ({str(reason).splitlines()[0]}); {state}. "
                 "Free some space, then continue with resume=<the run's folder>."
             )
             raise TrainingError(msg) from error

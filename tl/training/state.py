@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -46,9 +47,31 @@ class PhaseResult:
     checkpoint: str
 
 
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Content of a checkpoint, tensors on the CPU.
+
+    Raises:
+        TrainingError: The file is missing or damaged.
+    """
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each kind of damage has an exception of its own
+        reason = (str(error) or type(error).__name__).split("\n")[0]
+        msg = (
+            f"the checkpoint {path} cannot be read ({reason}). Delete {path.parent} and the run's "
+            f"checkpoints/{PROGRESS}, then continue with resume=: it trains from its first phase"
+        )
+        raise TrainingError(msg) from error
+    return checkpoint
+
+
 def load_model(model: nn.Module, checkpoint: Path) -> None:
-    """Load the model's weights from a phase's checkpoint."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    """Load the model's weights from a phase's checkpoint.
+
+    Raises:
+        TrainingError: The checkpoint is missing or damaged.
+    """
+    state = read_checkpoint(checkpoint)["state_dict"]
     model.load_state_dict(
         {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
     )
@@ -62,7 +85,8 @@ def save_weights(model: nn.Module, folder: Path) -> Path:
     try:
         save_file(state, part)
         part.replace(path)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
         msg = f"cannot write {path} ({error}); free some space, then continue with resume="
         raise TrainingError(msg) from error
     return path
@@ -80,12 +104,22 @@ def read_progress(folder: Path) -> tuple[list[PhaseResult], list[dict[str, Any]]
     path = folder / PROGRESS
     if not path.is_file():
         return [], []
-    state = json.loads(path.read_text())
-    return [PhaseResult(**phase) for phase in state["phases"]], state["history"]
+    try:
+        state = json.loads(path.read_text())
+        return [PhaseResult(**phase) for phase in state["phases"]], state["history"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        msg = f"{path} cannot be read ({error}): delete it, and resume= trains from the first phase"
+        raise TrainingError(msg) from error
 
 
 def write_progress(folder: Path, done: list[PhaseResult], rows: list[dict[str, Any]]) -> None:
     """Write what `read_progress` reads, in one move."""
     part = folder / f"{PROGRESS}.part"
-    part.write_text(json.dumps({"phases": [asdict(r) for r in done], "history": rows}, indent=1))
-    part.replace(folder / PROGRESS)
+    text = json.dumps({"phases": [asdict(r) for r in done], "history": rows}, indent=1)
+    try:
+        part.write_text(text)
+        part.replace(folder / PROGRESS)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        msg = f"cannot write {folder / PROGRESS} ({error}); free some space, then use resume="
+        raise TrainingError(msg) from error
