@@ -2,9 +2,9 @@
 
     python benchmarks/wait_policy.py
 
-Prints seconds and ratios of passive waiting to libgomp's default (the two in turn, three pairs), for a step of
-MobileNetV2 with 32 images of 224 px and for one of timm's smallest EfficientNet with 10 of 32 px.
-tl sets the passive policy in `tl/__init__.py`.
+Prints seconds and ratios of passive waiting to libgomp's default (the two in turn, three pairs):
+for steps of MobileNetV2 with 32 images of 224 px, and of timm's smallest EfficientNet with 10 of
+32 px. tl sets the passive policy in `tl/__init__.py`.
 """
 
 from __future__ import annotations

@@ -11,13 +11,7 @@ from tl.runs import TrainResult
 
 
 def train(config: TrainConfig) -> TrainResult:
-    """Do the main job: read, transfer, judge, export, log.
-
-    Args:
-        config: As `tl.compose` makes it; folders are relative to the working directory.
-
-    Returns:
-        Folder, metrics, bundle and MLflow run of the job.
+    """Do the main job, as `tl.compose` configures it: read, transfer, judge, export, log.
 
     Raises:
         RequestError: The request was wrong (`ConfigError`, `DataError`, `WeightsError`).
@@ -25,8 +19,7 @@ def train(config: TrainConfig) -> TrainResult:
 
     Example:
         >>> import tl
-        >>> config = tl.compose("train", ["data.root=photos", "finetune=lp_ft"])
-        >>> tl.train(config).metrics["val/acc"]  # doctest: +SKIP
+        >>> tl.train(tl.compose("train", ["data.root=photos"])).metrics["val/acc"]  # doctest: +SKIP
     """
     from tl import data, display, export, finetuning, models, runs, tracking, training
 
@@ -43,37 +36,20 @@ def train(config: TrainConfig) -> TrainResult:
     built = models.build_model(
         config.model, len(table.classes), pretrained=config.finetune.pretrained
     )
-    images = data.ImageDataModule(
-        table,
-        built.preprocessing,
-        config.augment,
-        batch_size=config.data.batch_size,
-        num_workers=config.data.num_workers,
-        seed=config.seed,
-        max_pixels=config.data.max_pixels,
-    )
+    images = data.ImageDataModule.from_config(table, built.preprocessing, config)
     # Phases, each with its stages and learning rates
     plan = finetuning.build_plan(
         config.finetune,
-        built.stages,
+        built,
         train_images=len(table.split("train")),
         batch_size=config.data.batch_size,
-        pretrained=built.weights.source != models.RANDOM,
     )
     runs.create(folder, config, table, built, plan)
     display.facts(runs.run_name(config), runs.job_facts(table, built, plan))
 
-    with tracking.start_run(
-        config.tracking,
-        experiment=runs.data_name(config),
-        run_name=runs.run_name(config),
-        output_dir=folder.path,
-        resume=folder.resumed,
-    ) as tracked:
-        tracked.log_params(runs.job_params(config, table, built, plan))
-        tracked.log_config(to_yaml(config))
-        tracked.log_dataset(table.fingerprint())
-        tracked.log_environment()
+    with tracking.start_run(config.tracking, **runs.labels(folder, config)) as tracked:
+        params = runs.job_params(config, table, built, plan)
+        tracked.log_job(params, to_yaml(config), table.fingerprint())
         fit = training.run_plan(
             plan,
             built,
@@ -87,12 +63,9 @@ def train(config: TrainConfig) -> TrainResult:
         )
         reports, predictions = training.judge(built.model, images, fit.device)
         metrics = runs.write_results(folder, fit, reports, predictions, time.perf_counter() - began)
-        tracked.log_metrics(metrics, step=fit.steps)
-        tracked.log_file(folder.pictures, "pictures")
-        bundle = None
-        if config.export.enabled:
-            bundle, _seal = export.export_run(folder, config.export)
-            tracked.log_bundle(bundle)
+        tracked.log_results(metrics, fit.steps, folder.path)
+        bundle = export.export_run(folder, config.export).folder if config.export.enabled else None
+        tracked.log_bundle(bundle)
     display.summary(reports, runs.where(folder, bundle, tracked.run_id, tracked.uri))
     return TrainResult(folder.path, metrics, bundle, tracked.run_id, fit.trainable_parameters)
 

@@ -7,6 +7,7 @@ import timm
 import torch
 from torch import nn
 
+from tl.bundle import Preprocessing
 from tl.config import compose
 from tl.finetuning import (
     FreezeError,
@@ -20,12 +21,23 @@ from tl.finetuning import (
     stage_rows,
     trainable_stages,
 )
-from tl.models import Stage, find_stages
+from tl.models import BuiltModel, Stage, Weights, find_stages
+
+SIZE = {
+    "input_size": (3, 32, 32),
+    "mean": (0.5,) * 3,
+    "std": (0.5,) * 3,
+    "interpolation": "bicubic",
+    "crop_pct": 1.0,
+    "crop_mode": "center",
+}
 
 
-def plan_for(model, *overrides, images=5000, batch=32, **more):
+def plan_for(model, *overrides, images=5000, batch=32, source="some.safetensors"):
     config = compose("train", ["data.root=x", *overrides]).finetune
-    return build_plan(config, find_stages(model), train_images=images, batch_size=batch, **more)
+    weights = Weights(source, sha256="0")
+    built = BuiltModel("net", model, find_stages(model), Preprocessing.from_dict(SIZE), weights)
+    return build_plan(config, built, train_images=images, batch_size=batch)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +98,7 @@ def test_batch_norm_mode(resnet, overrides, images, batch, frozen):
 
 
 def test_random_weights_have_no_statistics_to_keep(resnet):
-    plan = plan_for(resnet, "finetune=scratch", images=100, batch=8, pretrained=False)
+    plan = plan_for(resnet, "finetune=scratch", images=100, batch=8, source="random")
     assert not plan.phases[0].freeze_batch_norm
 
 

@@ -9,22 +9,23 @@ import timm
 import torch
 from torch import nn
 
-from tl.config import compose
+from tl.config import ModelConfig, compose
 from tl.finetuning import build_plan
-from tl.models import find_stages
+from tl.models import build_model, find_stages
 from tl.module import ClassificationModule, TrainingError, warmup_cosine
 
 
-def phase_for(model, *overrides):
+def phase_for(*overrides):
     config = compose("train", ["data.root=x", *overrides]).finetune
-    return build_plan(config, find_stages(model), train_images=5000, batch_size=32).phases[0]
+    built = build_model(ModelConfig(name="test_resnet", weights="none"), 3)
+    return build_plan(config, built, train_images=5000, batch_size=32).phases[0]
 
 
 @pytest.fixture
 def module():
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=3)
-    phase = phase_for(model, "finetune=full", "finetune.label_smoothing=0.1")
+    phase = phase_for("finetune=full", "finetune.label_smoothing=0.1")
     return ClassificationModule(model, find_stages(model), phase, 3)
 
 
@@ -102,7 +103,7 @@ def test_the_ratio_between_stages_stays(steps, warmup):
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_optimizers(name):
     model = timm.create_model("test_resnet", num_classes=3)
-    phase = phase_for(model, "finetune=lp_ft", f"finetune.optimizer={name}")
+    phase = phase_for("finetune=lp_ft", f"finetune.optimizer={name}")
     module = ClassificationModule(model, find_stages(model), phase, 3)
     module._trainer = type("T", (), {"estimated_stepping_batches": 10, "barebones": False})()
     optimizer = module.configure_optimizers()["optimizer"]

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tl.config import BatchNormMode, FinetuneConfig, Optimizer, TlError
-from tl.models import HEAD, Stage, tensors_sha256
+from tl.models import HEAD, RANDOM, BuiltModel, Stage, tensors_sha256
 
 SMALL_TRAIN = (
     1_000  # images; below, the batch statistics of BatchNorm are worse than the pretraining's
@@ -62,26 +62,21 @@ class Plan:
 
 
 def build_plan(
-    config: FinetuneConfig,
-    stages: Sequence[Stage],
-    *,
-    train_images: int,
-    batch_size: int,
-    pretrained: bool = True,
+    config: FinetuneConfig, built: BuiltModel, *, train_images: int, batch_size: int
 ) -> Plan:
     """Resolve the phases of a config for one model and one data set.
 
     Args:
         config: Method, shared settings, phases.
-        stages: Those of the model, the head last.
+        built: The model; random weights have no BatchNorm statistics that one would keep.
         train_images: Size of train; decides `batch_norm=auto`.
         batch_size: Images per step; decides `batch_norm=auto`.
-        pretrained: False where the weights are random: BatchNorm then has nothing to keep.
 
     Returns:
         Phases with every setting filled in. A phase that would train the same stages as the one
         before (a backbone with fewer stages) is left out, and a note says so.
     """
+    pretrained = built.weights.source != RANDOM
     shared = {f.name for f in fields(config)} - {"method", "pretrained", "phases"}
     phases: list[Phase] = []
     notes: list[str] = []
@@ -90,7 +85,7 @@ def build_plan(
         settings = {k: getattr(config, k) if v is None else v for k, v in own.items()}
         mode = settings.pop("batch_norm")
         optimizer: Optimizer = settings.pop("optimizer")
-        trainable = trainable_stages(stages, phase.train_stages)
+        trainable = trainable_stages(built.stages, phase.train_stages)
         if phases and trainable == phases[-1].trainable:
             notes.append(
                 f"phase {name} is left out: it trains the same stages as {phases[-1].name}"

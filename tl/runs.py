@@ -135,6 +135,16 @@ def data_name(config: TrainConfig) -> str:
     return Path(config.data.root).resolve().name or "data"
 
 
+def labels(folder: RunFolder, config: TrainConfig) -> dict[str, Any]:
+    """What names a job in MLflow: arguments of `tl.tracking.start_run`."""
+    return {
+        "experiment": data_name(config),
+        "run_name": run_name(config),
+        "output_dir": folder.path,
+        "resume": folder.resumed,
+    }
+
+
 def open_run(config: TrainConfig) -> tuple[RunFolder, TrainConfig]:
     """Folder and config of a job: new ones, or those of the run that `config.resume` names.
 

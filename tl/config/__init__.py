@@ -7,7 +7,7 @@ room imports torch: `--help` and config errors are instant.
 
 from __future__ import annotations
 
-from tl.config.errors import NO_YAML, ConfigError, Interrupted, RequestError, TlError
+from tl.config.errors import NO_YAML, ConfigError, Interrupted, ProblemsError, RequestError, TlError
 from tl.config.pipelines import (
     PIPELINES,
     TRUSTED_TARGETS,
@@ -59,6 +59,7 @@ __all__ = [
     "Optimizer",
     "PhaseConfig",
     "PredictConfig",
+    "ProblemsError",
     "Request",
     "RequestError",
     "TlError",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from yaml import YAMLError
 
 # What reading a YAML file raises when its content is none.
@@ -23,16 +25,20 @@ class RequestError(TlError):
     exit_code = 2
 
 
-class ConfigError(RequestError):
-    """One or more problems of a config.
+class ProblemsError(RequestError):
+    """A request with one or more problems.
 
     Args:
         problems: One sentence each; all are shown together.
     """
 
-    def __init__(self, problems: str | list[str]) -> None:
+    def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
+
+
+class ConfigError(ProblemsError):
+    """Settings are unknown, missing, of a wrong type or out of range."""
 
 
 class Interrupted(BaseException):

@@ -18,7 +18,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from tl.bundle import ImageError, Preprocessing, open_image
 from tl.bundle.images import MAX_PIXELS
-from tl.config import AugmentConfig
+from tl.config import AugmentConfig, TrainConfig
 from tl.data.check import usable_cores
 from tl.data.table import DataError, ImageTable
 from tl.data.transforms import Transform, batch_mix, eval_transform, train_transform
@@ -219,6 +219,21 @@ class ImageDataModule(pl.LightningDataModule):
         self.max_pixels = max_pixels
         self.mix = batch_mix(augment, len(table.classes))
         self.epoch_offset = 0
+
+    @classmethod
+    def from_config(
+        cls, table: ImageTable, preprocessing: Preprocessing, config: TrainConfig
+    ) -> ImageDataModule:
+        """Data module of a training job."""
+        return cls(
+            table,
+            preprocessing,
+            config.augment,
+            batch_size=config.data.batch_size,
+            num_workers=config.data.num_workers,
+            seed=config.seed,
+            max_pixels=config.data.max_pixels,
+        )
 
     def dataset(self, split: str, *, augment: bool) -> ImageDataset:
         """Images of `train`, `val`, `test` or `all`, in the order of the table."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from tl.config import BadImages, DataConfig, RequestError
+from tl.config import BadImages, DataConfig, ProblemsError
 from tl.data.check import cache_path, check_images
 from tl.data.folder import LAYOUT, Found, count, is_image_name, natural_order, nearest, scan, some
 from tl.data.splits import split_by_content, unsplittable
@@ -20,16 +20,8 @@ COLUMNS = ["path", "label", "split", "sha256", "width", "height", "bytes"]
 SHOWN_BAD = 10
 
 
-class DataError(RequestError):
-    """The images or their folders are wrong.
-
-    Args:
-        problems: One sentence each; all are shown together.
-    """
-
-    def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
-        super().__init__("\n".join(self.problems))
+class DataError(ProblemsError):
+    """The images or their folders are wrong."""
 
 
 @dataclass(frozen=True)

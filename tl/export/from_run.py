@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 from safetensors.torch import load_file
@@ -22,9 +22,14 @@ from tl.runs import RunFolder, read_config, run_name
 PACKAGES = ("tl", "torch", "torchvision", "timm", "pytorch-lightning", "onnx", "onnxruntime")
 
 
-def export_run(
-    folder: RunFolder, config: ExportConfig, target: Path | None = None
-) -> tuple[Path, SealReport]:
+class Exported(NamedTuple):
+    """A bundle and its seal."""
+
+    folder: Path
+    seal: SealReport
+
+
+def export_run(folder: RunFolder, config: ExportConfig, target: Path | None = None) -> Exported:
     """Write and seal the bundle of a run.
 
     Args:
@@ -33,7 +38,7 @@ def export_run(
         target: Folder of the bundle; default: `bundle/` in the run.
 
     Returns:
-        Folder of the bundle, and what its seal found.
+        Where the bundle is, and what its seal found.
 
     Raises:
         RunError: The folder holds no run.
@@ -70,7 +75,7 @@ def export_run(
         ),
         tolerance=config.tolerance,
     )
-    return target, report
+    return Exported(target, report)
 
 
 def _network(facts: dict[str, Any], weights: Path) -> nn.Module:

@@ -15,6 +15,7 @@ from urllib.request import getproxies
 import timm
 import torch
 from huggingface_hub import constants as hub_constants
+from huggingface_hub.errors import LocalEntryNotFoundError
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
@@ -166,8 +167,9 @@ def _create(
     args: dict[str, Any] = {k: v for k, v in rates.items() if v}
     if config.image_size is not None and _fixed_size(config.name):
         args["img_size"] = config.image_size
+    asks_hub = hub or config.name.startswith("hf-hub:")
     try:
-        with _hub_offline() if hub and not _hub_reachable() else nullcontext():
+        with _hub_offline() if asks_hub and not _hub_reachable() else nullcontext():
             model = timm.create_model(
                 config.name, pretrained=hub, num_classes=num_classes, cache_dir=cache_dir, **args
             )
@@ -180,11 +182,15 @@ def _create(
         msg = f"model: {config.name} cannot be built with {args or 'these settings'}: {error}"
         raise ConfigError(msg) from error
     except Exception as error:
-        if not hub:
+        if not asks_hub and ":" not in config.name:
             raise
         first_line = str(error).strip().split("\n")[0][:200]
+        if config.name.startswith("local-dir:"):
+            raise ConfigError(f"model.name: {config.name}: {first_line}") from error
+        if isinstance(error, LocalEntryNotFoundError):
+            first_line = f"the cache lacks them, and {hub_constants.ENDPOINT} does not answer"
         msg = (
-            f"cannot load the weights of {config.name} from the hub: {first_line}\n"
+            f"cannot load the weights of {config.name} from the hub: {first_line}. "
             "Where no hub can be reached, name a file: model.weights=path.safetensors; or fill the "
             "hub's cache (HF_HOME) on a machine that has a network; or begin with random weights: "
             "model.weights=none."

@@ -109,7 +109,9 @@ def _read_state(file: Path) -> dict[str, Tensor]:
     try:
         state = load_state_dict(str(file), device="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).split("\n")[0][:200]
+        reason = (str(error) or type(error).__name__).split("\n")[0][:200]
+        if not file.stat().st_size:
+            reason = "0 bytes"
         msg = f"{file} cannot be read as weights: {reason}"
         if isinstance(error, pickle.UnpicklingError) or "weights_only" in reason:
             msg = (

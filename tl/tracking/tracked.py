@@ -169,14 +169,36 @@ class TrackedRun:
         tags["classes"] = len(fingerprint.get("classes", ()))
         self.log_tags({f"data.{k}": v for k, v in tags.items() if v is not None})
 
-    def log_bundle(self, bundle: Path, example: Path | None = None) -> str | None:
+    def log_job(self, params: Mapping[str, Any], yaml: str, fingerprint: Mapping[str, Any]) -> None:
+        """Log what a job is before it begins: parameters, config, data, environment."""
+        self.log_params(params)
+        self.log_config(yaml)
+        self.log_dataset(fingerprint)
+        self.log_environment()
+
+    def log_results(self, metrics: Mapping[str, float], step: int, folder: Path) -> None:
+        """Log what a job found.
+
+        Args:
+            metrics: Those of `metrics.json`.
+            step: Optimizer steps of the whole job, so that these are the last values of the run.
+            folder: The run's folder, with its pictures and tables.
+        """
+        self.log_metrics(metrics, step=step)
+        for path in sorted(folder.iterdir()):
+            if (path.is_file() and path.suffix in {".csv", ".parquet"}) or path.name == "plan.json":
+                self.log_file(path)
+            elif path.name == "pictures":
+                self.log_file(path, "pictures")
+
+    def log_bundle(self, bundle: Path | None, example: Path | None = None) -> str | None:
         """Log a bundle as an MLflow model; returns its address, None where nothing is logged.
 
         Args:
-            bundle: Folder of the bundle.
+            bundle: Folder of the bundle; None logs nothing.
             example: An image file as the input example; None takes the bundle's own.
         """
-        if self._client is None:
+        if self._client is None or bundle is None:
             return None
         with self._asking("the bundle"):
             return log_bundle(Path(bundle), example)
