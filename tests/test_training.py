@@ -184,7 +184,7 @@ def test_every_phase_gets_its_own_settings(image_folder):
     [
         ({"_target_": "os.system", "command": "true"}, "_target_ must name pytorch_lightning"),
         ({"_target_": "pytorch_lightning.Trainer", "max_epoch": 1}, "max_epoch"),
-        ({"_target_": "pytorch_lightning.NoSuch"}, "trainer._target_: there is no pytorch_lightning.NoSuch"),
+        ({"_target_": "pytorch_lightning.NoSuch"}, "there is no pytorch_lightning.NoSuch"),
     ],
 )
 def test_third_party_objects_are_guarded(node, message):
