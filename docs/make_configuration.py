@@ -17,12 +17,13 @@ REPO = Path(__file__).parents[1]
 INTRODUCTION = """\
 # Configuration
 
-Written by `make docs` from `tl/config.py` and `conf/`; do not edit.
+Written by `make docs` from `tl/config/` and `conf/`; do not edit.
 
 A setting is `key=value` on the command line: `tl train data.root=photos finetune.epochs=5`.
 A preset is `group=name`: `finetune=lp_ft` takes all values of `conf/finetune/lp_ft.yaml`. A
-setting on the command line wins over a preset, and a preset over the defaults below. Unknown keys
-and values of the wrong kind or out of their range are refused before anything runs, all at once.
+setting on the command line wins over `experiment=`, that over the other presets, and they over the
+defaults below. Unknown keys and values of the wrong kind or out of their range are refused before
+anything runs, all at once.
 
 `tl train` begins with {presets}.
 `tl train --cfg job` shows the whole config that a command line makes.
