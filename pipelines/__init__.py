@@ -8,6 +8,7 @@ are instant.
 from __future__ import annotations
 
 import ast
+import errno
 import importlib
 import os
 import signal
@@ -32,6 +33,7 @@ from tl.config import NO_YAML, Interrupted, TlError, TrainConfig
 
 Job = Callable[[Any], Any]
 HERE = Path(__file__).parent
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def pipelines() -> dict[str, str]:
@@ -174,6 +176,9 @@ def report(error: Exception) -> int:
     message; anything else is a bug of ours and shows its traceback.
     """
     code = getattr(error, "exit_code", None)
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        print(f"\nerror: {error}. Free some space; resume= continues a run", file=sys.stderr)
+        return 1
     if code is None:
         traceback.print_exception(error)
         return 1

@@ -9,7 +9,7 @@ from pathlib import Path
 from tl.pipelines import run
 
 from tl.config import DemoConfig
-from tl.runs import TrainResult
+from tl.runs import RunFolder, TrainResult
 
 # The same number of passes over the images for each method, and a learning rate that suits it.
 SETTINGS: dict[str, dict[str, float]] = {
@@ -27,6 +27,7 @@ def demo(config: DemoConfig) -> dict[str, TrainResult]:
     from tl.tracking import default_uri
 
     folder = Path(config.output_dir or f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}_demo").absolute()
+    RunFolder(folder).make()
     few = config.images_per_class
     source = write_digits(
         folder / "data/digits_0-4", range(5), {"train": 140, "val": 30}, seed=config.seed

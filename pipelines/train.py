@@ -25,7 +25,7 @@ def train(config: TrainConfig) -> TrainResult:
 
     began = time.perf_counter()
     folder, config = runs.open_run(config)
-    training.prepare(config.trainer, config.seed)
+    training.prepare(config.trainer, config.seed, config.callbacks, config.logger)
 
     # A table of (image, label, split), every image looked at once
     with display.bar("checking images") as progress:
@@ -44,10 +44,11 @@ def train(config: TrainConfig) -> TrainResult:
         train_images=len(table.split("train")),
         batch_size=config.data.batch_size,
     )
+    tracking.check_store(config.tracking, resume=folder.resumed)
     runs.create(folder, config, table, built, plan)
     display.facts(runs.run_name(config), runs.job_facts(table, built, plan))
 
-    with tracking.start_run(config.tracking, **runs.labels(folder, config)) as tracked:
+    with runs.resumable(folder), tracking.start_run(**runs.labels(folder, config)) as tracked:
         params = runs.job_params(config, table, built, plan)
         tracked.log_job(params, to_yaml(config), table.fingerprint())
         fit = training.run_plan(

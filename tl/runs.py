@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tl.config import NO_YAML, ConfigError, TlError, TrainConfig, to_yaml, validate
+from tl.config import NO_YAML, ConfigError, Interrupted, TlError, TrainConfig, to_yaml, validate
 
 if TYPE_CHECKING:  # so that `tl train --help` loads neither torch nor pandas
     import pandas as pd
@@ -120,7 +122,10 @@ class RunFolder:
             part.write_text(text)
             part.replace(path)
         except OSError as error:
+            part.unlink(missing_ok=True)
             msg = f"cannot write {path}: {error.strerror}"
+            if error.errno == errno.ENOSPC:  # the job failed, the request was right
+                raise TlError(f"{msg}; free some space, then continue with resume=") from error
             raise RunError(msg) from error
         return path
 
@@ -138,6 +143,7 @@ def data_name(config: TrainConfig) -> str:
 def labels(folder: RunFolder, config: TrainConfig) -> dict[str, Any]:
     """What names a job in MLflow: arguments of `tl.tracking.start_run`."""
     return {
+        "config": config.tracking,
         "experiment": data_name(config),
         "run_name": run_name(config),
         "output_dir": folder.path,
@@ -156,16 +162,44 @@ def open_run(config: TrainConfig) -> tuple[RunFolder, TrainConfig]:
     if config.resume is None:
         stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
         words = re.sub(r"[^\w.-]+", "_", run_name(config).replace(" · ", "_"))
-        path = Path(config.output_dir or f"runs/{stamp}_{words}").absolute()
+        path = Path(config.output_dir or _free(f"runs/{stamp}_{words}")).absolute()
         if (path / CONFIG).exists():
             msg = f"{path} holds a run already: resume= continues it; or choose another output_dir"
             raise RunError(msg)
-        return RunFolder(path), config
+        return RunFolder(path), absolute(config)
     path = Path(config.resume).absolute()
     stored = read_config(path)
     stored.resume = config.resume
     stored.output_dir = str(path)
     return RunFolder(path, resumed=True), stored
+
+
+def _free(name: str) -> str:
+    """The name, numbered where another run of the same second has it."""
+    names = (f"{name}_{number}" if number else name for number in (0, *range(2, 1000)))
+    return next(n for n in names if not Path(n).exists())
+
+
+def absolute(config: TrainConfig) -> TrainConfig:
+    """The config with absolute paths of data and weights, so that any folder may resume the run."""
+
+    def full(path: str) -> str:
+        given = path not in {MISSING, "hub", "none"}
+        return str(Path(path).expanduser().absolute()) if given else path
+
+    data = replace(config.data, root=full(config.data.root))
+    return replace(
+        config, data=data, model=replace(config.model, weights=full(config.model.weights))
+    )
+
+
+@contextmanager
+def resumable(folder: RunFolder) -> Iterator[None]:
+    """Say how to go on after Ctrl-C or SIGTERM."""
+    try:
+        yield
+    except Interrupted as stop:
+        raise Interrupted(f"continue with: tl train resume={folder.path}") from stop
 
 
 def create(
@@ -320,7 +354,7 @@ def refuse_changes(keys: Iterable[str], config: TrainConfig) -> None:
         ConfigError: Names each key with both values.
         RunError: There is no such run.
     """
-    given = OmegaConf.structured(config)
+    given = OmegaConf.structured(absolute(config))
     stored = OmegaConf.structured(read_config(Path(config.resume or "")))
     problems = []
     for key in keys:

@@ -6,8 +6,15 @@ imported when a run starts, so that `tracking.enabled=false` costs nothing.
 
 from __future__ import annotations
 
-from .run import start_run
+from .run import check_store, start_run
 from .store import StoreError, TrackingError, default_uri
 from .tracked import TrackedRun
 
-__all__ = ["StoreError", "TrackedRun", "TrackingError", "default_uri", "start_run"]
+__all__ = [
+    "StoreError",
+    "TrackedRun",
+    "TrackingError",
+    "check_store",
+    "default_uri",
+    "start_run",
+]

@@ -30,6 +30,18 @@ RECORD = "run.json"
 SYSTEM_SECONDS = 5.0  # between two samples of the system metrics
 
 
+def check_store(config: TrackingConfig, *, resume: bool) -> None:
+    """Refuse a store that does not answer, before a new job writes anything.
+
+    Raises:
+        StoreError: It does not answer.
+    """
+    if config.enabled and not resume and _rank() == 0:
+        uri = default_uri(config)
+        with mlflow_settings(uri):
+            open_store(uri)
+
+
 @contextmanager
 def start_run(
     config: TrackingConfig, *, experiment: str, run_name: str, output_dir: Path, resume: bool

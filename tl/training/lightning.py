@@ -61,7 +61,6 @@ def _nearest_argument(text: str, target: str) -> str:
 def prepare(
     trainer: Mapping[str, Any],
     seed: int,
-    *,
     callbacks: Mapping[str, Any] | None = None,
     logger: Mapping[str, Any] | None = None,
 ) -> None:
