@@ -8,12 +8,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from timm.models import save_for_hf
 from torch import nn
 
 from tl.bundle import Preprocessing
 from tl.export.card import ModelCard, model_card
-from tl.export.errors import ExportError
+from tl.export.errors import BundlePlaceError, ExportError
 from tl.export.graph import write_onnx
 from tl.export.mlmodel import write_mlmodel
 from tl.export.sealing import SealReport, seal
@@ -49,9 +50,13 @@ def write_bundle(
     partial = folder.with_name(f".{folder.name}.partial")
     _check(folder, model, classes, golden)
     network = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+    network.to(memory_format=torch.contiguous_format)  # safetensors takes no other
+    shutil.rmtree(partial, ignore_errors=True)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+    except OSError as error:
+        raise BundlePlaceError(f"{folder} cannot be written: {error.strerror}") from error
+    try:
         _write_weights(partial, network, classes, preprocessing)
         write_onnx(partial / "model.onnx", network, preprocessing.input_size)
         (partial / "classes.txt").write_text("\n".join(classes) + "\n", encoding="utf-8")
@@ -80,9 +85,9 @@ def _check(folder: Path, model: nn.Module, classes: Sequence[str], golden: Seque
     if not golden:
         raise ExportError("a bundle needs at least one golden image to be sealed with")
     if folder.exists() and not folder.is_dir():
-        raise ExportError(f"{folder} is a file; choose another place for the bundle")
+        raise BundlePlaceError(f"{folder} is a file; choose another place for the bundle")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "model.onnx").is_file():
-        raise ExportError(f"{folder} holds other files than a bundle; choose another place")
+        raise BundlePlaceError(f"{folder} holds other files than a bundle; choose another place")
 
 
 def _write_weights(
