@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +75,12 @@ def _signals_kept() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def script(*args: object, command: tuple[object, ...] = (SCRIPT,), **env: str) -> Done:
+def script(
+    *args: object,
+    command: tuple[object, ...] = (SCRIPT,),
+    preexec: Callable[[], None] | None = None,
+    **env: str,
+) -> Done:
     """The installed console script in a process of its own."""
     done = subprocess.run(
         [str(a) for a in (*command, *args)],
@@ -83,6 +88,7 @@ def script(*args: object, command: tuple[object, ...] = (SCRIPT,), **env: str) -
         capture_output=True,
         text=True,
         timeout=300,
+        preexec_fn=preexec,
     )
     return Done(done.returncode, done.stdout, done.stderr)
 
