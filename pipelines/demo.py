@@ -11,12 +11,8 @@ from tl.pipelines import run
 from tl.config import DemoConfig
 from tl.runs import RunFolder, TrainResult
 
-# The same number of passes over the images for each method, and a learning rate that suits it.
-SETTINGS: dict[str, dict[str, float]] = {
-    "linear_probe": {"finetune.epochs": 12, "finetune.head_lr": 1e-2},
-    "lp_ft": {"finetune.epochs": 6, "finetune.head_lr": 5e-3, "finetune.lr_ratio": 1.5},
-    "scratch": {"finetune.epochs": 12, "finetune.head_lr": 3e-3},
-}
+# The same number of passes over the images for each method.
+EPOCHS = {"linear_probe": 12, "lp_ft": 6, "scratch": 12}
 
 
 def demo(config: DemoConfig) -> dict[str, TrainResult]:
@@ -40,7 +36,7 @@ def demo(config: DemoConfig) -> dict[str, TrainResult]:
     )
     weights = _train(config, folder / "pretraining", source, "scratch").weights
     results = {
-        method: _train(config, folder / method, target, method, weights) for method in SETTINGS
+        method: _train(config, folder / method, target, method, weights) for method in EPOCHS
     }
     display.results_table(
         f"digits 5-9 from {few} images a class, test accuracy",
@@ -80,7 +76,9 @@ def _train(
     if weights is None:
         values |= {"finetune.epochs": 8, "export.enabled": False}
     else:
-        values |= {"model.weights": str(weights), **SETTINGS[method]}
+        values |= {"model.weights": str(weights), "finetune.epochs": EPOCHS[method]}
+    if method == "lp_ft":  # 5-9 are unlike 0-4: the backbone has much to learn
+        values |= {"finetune.lr_ratio": 1.5, "finetune.phases.all.head_lr": 5e-3}
     job = tl.compose("train", ["experiment=digits", f"finetune={method}"], values)
     job.tracking = replace(config.tracking, experiment="demo", run_name=folder.name)
     return tl.train(job)

@@ -33,7 +33,7 @@ def test_compose_fills_presets_and_overrides():
     config = compose("train", ["data.root=x", "finetune=gradual", "finetune.phases.head.epochs=2"])
     assert list(config.finetune.phases) == ["head", "last_1", "last_2", "last_3", "last_4", "all"]
     assert config.finetune.phases["head"].epochs == 2
-    assert config.finetune.phases["all"] == PhaseConfig(train_stages=-1)
+    assert config.finetune.phases["all"] == PhaseConfig(train_stages=-1, head_lr=3e-4)
     assert config.finetune.batch_norm is BatchNormMode.auto
 
 

@@ -180,7 +180,7 @@ class FinetuneConfig(Checked):
     epochs: int = setting(20, "at most so many passes over train in each phase", low=1, common=True)
     head_lr: float = setting(1e-3, "peak learning rate of the head", above=0, high=100, common=True)
     lr_ratio: float = setting(
-        5.0,
+        10.0,
         "stage k learns at head_lr / lr_ratio^(distance to the head); 1: one rate",
         low=1,
         high=100,
