@@ -582,7 +582,8 @@ def small_disk(path: Path, kilobytes: int) -> Iterator[Callable[[int], None]]:
     try:
         yield resize
     finally:
-        subprocess.run(["umount", str(path)], check=True)
+        # Lazily: MLflow keeps its connection to a database there open.
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
 # One checkpoint is 1.5 MB in the phase of the head (2 of them, and a third while it is replaced)
@@ -642,3 +643,16 @@ def test_a_loss_that_is_not_finite(tl, image_folder):
         "train", f"data.root={image_folder()}", *settings, "model.weights=nan.pth", "output_dir=out"
     )
     done.refused("TrainingError: ", "not finite", "finetune.head_lr", code=1)
+
+
+@pytest.mark.skipif(not shutil.which("mount"), reason="no mount command")
+def test_a_full_store_is_said_in_lines_and_the_run_is_resumed(tl, image_folder):
+    root = image_folder()
+    with small_disk(Path("disk"), 1000) as resize:
+        store = f"tracking.uri=sqlite:///{Path('disk/mlflow.db').absolute()}"
+        done = tl("train", f"data.root={root}", *TINY, store, "output_dir=run")
+        done.refused("TrackingError: the MLflow store", "did not take", code=1)
+        resize(60_000)
+        again = tl("train", "resume=run")
+        assert again.code == 0, again.err
+        assert json.loads(Path("run/run.json").read_text())["status"] == "FINISHED"

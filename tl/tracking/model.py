@@ -51,7 +51,7 @@ def log_bundle(bundle: Path, example: Path | None = None, name: str = "bundle") 
     level = logger.level
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)
         try:
             info = mlflow.pyfunc.log_model(
                 name=name,

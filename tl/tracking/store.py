@@ -98,7 +98,9 @@ def mlflow_settings(uri: str, seconds: int | None = None) -> Iterator[None]:
     }  # fmt: skip
     with _environment(settings):
         for logger in loggers:
-            logger.setLevel(logging.ERROR)  # tl.tracking says itself what went wrong, in one line
+            logger.setLevel(
+                logging.CRITICAL
+            )  # tl.tracking says itself what went wrong, in one line
         try:
             yield
         finally:
