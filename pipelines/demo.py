@@ -74,7 +74,7 @@ def _train(
 
     values = {"data.root": str(data), "output_dir": str(folder), "seed": config.seed}
     if weights is None:
-        values |= {"finetune.epochs": 8, "export.enabled": False}
+        values |= {"finetune.epochs": 8, "finetune.head_lr": 1e-3, "export.enabled": False}
     else:
         values |= {"model.weights": str(weights), "finetune.epochs": EPOCHS[method]}
     if method == "lp_ft":  # 5-9 are unlike 0-4: the backbone has much to learn

@@ -34,7 +34,10 @@ def train(config: TrainConfig) -> TrainResult:
         )
     # Backbone, new head, stages, and the preprocessing of these very weights
     built = models.build_model(
-        config.model, len(table.classes), pretrained=config.finetune.pretrained
+        config.model,
+        len(table.classes),
+        pretrained=config.finetune.pretrained,
+        classes=table.classes,
     )
     images = data.ImageDataModule.from_config(table, built.preprocessing, config)
     # Phases, each with its stages and learning rates

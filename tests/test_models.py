@@ -84,11 +84,22 @@ def test_weights_of_a_file_replace_all_but_a_head_of_another_size(resnet_file):
     assert result.weights.source == "test_resnet.safetensors"
 
 
-def test_a_head_of_the_right_size_is_kept(resnet_file):
-    result = built(classes=7, weights=str(resnet_file))
-    file = timm.models.load_state_dict(str(resnet_file))
-    assert torch.equal(result.model.state_dict()["fc.weight"], file["fc.weight"])
-    assert "the head comes from the file too" in result.weights.notes[0]
+def test_a_head_is_kept_only_where_it_knows_the_same_classes(resnet_file):
+    names = [*"abcdefg"]
+
+    def head(classes):
+        config = ModelConfig(name="test_resnet", weights=str(resnet_file))
+        result = build_model(config, 7, classes=classes)
+        return result.model.state_dict()["fc.weight"], result.weights.notes[0]
+
+    weight, note = head(names)
+    assert not weight.any(), "as many outputs are no reason to keep a head of other classes"
+    assert "a new head with 7 outputs starts from zero" in note
+    resnet_file.with_suffix(".json").write_text(json.dumps({"classes": names}))
+    weight, note = head(names)
+    assert torch.equal(weight, timm.models.load_state_dict(str(resnet_file))["fc.weight"])
+    assert note == "the head comes from the file too: it knows the same classes"
+    assert not head(names[::-1])[0].any()
 
 
 def test_a_folder_of_weights_is_searched_by_model_name(resnet_file):

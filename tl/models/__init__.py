@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,6 +90,7 @@ def build_model(
     *,
     pretrained: bool = True,
     cache_dir: Path | None = None,
+    classes: Sequence[str] = (),
 ) -> BuiltModel:
     """Make a timm model with a fresh head and the weights that the config names.
 
@@ -98,6 +99,8 @@ def build_model(
         num_classes: Outputs of the head.
         pretrained: False ignores `config.weights` and keeps random weights.
         cache_dir: Where the hub's downloads are kept; default: that of timm.
+        classes: Names behind the outputs. A head is taken over from a file only where the file's
+            own list of classes (of a run or a bundle) is the same, in the same order.
 
     Raises:
         ConfigError: No such model, or a setting that its family does not have.
@@ -115,11 +118,12 @@ def build_model(
     notes: list[str] = []
     source, sidecar = config.name if weights == "hub" else RANDOM, {}
     if file is not None:
-        notes += load_weights(model, file)
         sidecar = read_sidecar(file)
+        known = sidecar.get("classes") or sidecar.get("label_names") or ()
+        notes.append(load_weights(model, file, keep_head=bool(known) and [*known] == [*classes]))
         source = file.name
     pretrained_cfg: dict[str, Any] = dict(getattr(model, "pretrained_cfg", None) or {})
-    if weights == "hub" and pretrained_cfg.get("num_classes") != num_classes:
+    if weights == "hub":
         notes.append(new_head(model))
     # Convolutions run several times faster so on a CPU, and on the tensor cores of a GPU.
     model.to(memory_format=torch.channels_last)

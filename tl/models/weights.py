@@ -48,15 +48,17 @@ def find_weights_file(weights: str, name: str) -> Path:
     raise WeightsError(msg)
 
 
-def load_weights(model: nn.Module, file: Path) -> list[str]:
-    """Load a state dict into a model, all of it but the head where that has another size.
+def load_weights(model: nn.Module, file: Path, *, keep_head: bool = False) -> str:
+    """Load a state dict into a model, all of it but the head.
 
     Args:
         model: A timm model; its weights are replaced in place.
         file: `.safetensors`, or a `.pth` that holds tensors only.
 
+        keep_head: Take the head over, too, where it fits: it knows the same classes.
+
     Returns:
-        Sentences about what was done, for the log.
+        A sentence about what was done, for the log.
 
     Raises:
         WeightsError: The file cannot be read, has pickled code in it, or is of another
@@ -66,7 +68,8 @@ def load_weights(model: nn.Module, file: Path) -> list[str]:
     expected = model.state_dict()
     head = head_names(model)
     given = _fit_keys(model, state, expected, head)
-    fresh_head = any(k not in given or given[k].shape != expected[k].shape for k in head)
+    fits = all(k in given and given[k].shape == expected[k].shape for k in head)
+    fresh_head = not (keep_head and fits)
     if fresh_head:
         given = {k: v for k, v in given.items() if not in_head(k, head)}
     missing = [
@@ -84,8 +87,8 @@ def load_weights(model: nn.Module, file: Path) -> list[str]:
     if fresh_head:
         rows = next((v.shape[0] for k, v in state.items() if k in head), None)
         was = f"the file's head has {rows} outputs" if rows else "the file has no head"
-        return [f"{was}; {new_head(model)}"]
-    return ["the head comes from the file too: it has the right number of outputs"]
+        return f"{was}; {new_head(model)}"
+    return "the head comes from the file too: it knows the same classes"
 
 
 def new_head(model: nn.Module) -> str:
