@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tl.config import NO_YAML, Interrupted, TlError, TrainConfig
 from tl.pipelines.commandline import (
     BATCH_FLAGS,
     check_overrides,
@@ -28,8 +29,6 @@ from tl.pipelines.commandline import (
     override_keys,
     split_flags,
 )
-
-from tl.config import NO_YAML, Interrupted, TlError, TrainConfig
 
 Job = Callable[[Any], Any]
 HERE = Path(__file__).parent

@@ -6,9 +6,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from tl.pipelines import run
-
 from tl.config import DemoConfig
+from tl.pipelines import run
 from tl.runs import RunFolder, TrainResult
 
 # The same number of passes over the images for each method.

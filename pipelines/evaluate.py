@@ -6,9 +6,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tl.pipelines import run
-
 from tl.config import EvaluateConfig
+from tl.pipelines import run
 
 if TYPE_CHECKING:
     from tl.evaluation import Report
@@ -46,7 +45,9 @@ def evaluate(config: EvaluateConfig) -> Report:
     split = config.split or next(s for s in ("test", "val", "all") if len(table.split(s)))
     rows = table.require(split)
     with display.bar("predicting") as progress:
-        probabilities = bundle.probabilities(table.paths(split), progress=progress)
+        probabilities = bundle.probabilities(
+            table.paths(split), config.data.batch_size, progress=progress
+        )
     report = judge(probabilities, rows["label"].to_numpy(), bundle.classes, split)
 
     name = f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}_evaluate_{table.root.name}"

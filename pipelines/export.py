@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tl.pipelines import run
-
 from tl.config import ExportRunConfig
+from tl.pipelines import run
 
 
 def export(config: ExportRunConfig) -> Path:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tl.pipelines import run
-
 from tl.config import BadImages, PredictConfig
+from tl.pipelines import run
 
 if TYPE_CHECKING:
     import pandas as pd

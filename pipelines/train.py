@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 
-from tl.pipelines import run
-
 from tl.config import TrainConfig, to_yaml
+from tl.pipelines import run
 from tl.runs import TrainResult
 
 
@@ -27,18 +26,14 @@ def train(config: TrainConfig) -> TrainResult:
     folder, config = runs.open_run(config)
     training.prepare(config.trainer, config.seed, config.callbacks, config.logger)
 
+    models.check_request(config.model, pretrained=config.finetune.pretrained)
     # A table of (image, label, split), every image looked at once
     with display.bar("checking images") as progress:
         table = data.read_folder(
             config.data, seed=config.seed, cache_dir=config.cache.path(), progress=progress
         )
     # Backbone, new head, stages, and the preprocessing of these very weights
-    built = models.build_model(
-        config.model,
-        len(table.classes),
-        pretrained=config.finetune.pretrained,
-        classes=table.classes,
-    )
+    built = models.build_model(config.model, table.classes, pretrained=config.finetune.pretrained)
     images = data.ImageDataModule.from_config(table, built.preprocessing, config)
     # Phases, each with its stages and learning rates
     plan = finetuning.build_plan(
@@ -61,7 +56,9 @@ def train(config: TrainConfig) -> TrainResult:
             folder=folder.checkpoints,
             trainer=config.trainer,
             callbacks=config.callbacks,
-            loggers_from=lambda step: [*tracked.loggers(step), *training.loggers(config.logger)],
+            loggers_from=lambda n: (
+                tracked.loggers(n) + training.loggers(config.logger, folder.path, n)
+            ),
             log_rows=lambda rows, name: tracked.log_dict({"stages": rows}, f"phases/{name}.json"),
             seed=config.seed,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from omegaconf import OmegaConf
-from tl.pipelines.commandline import check_overrides, help_text
 
 from tl.config import (
     AugmentConfig,
@@ -21,6 +20,7 @@ from tl.config import (
     to_yaml,
     validate,
 )
+from tl.pipelines.commandline import check_overrides, help_text
 
 
 def problems(*overrides: str, pipeline: str = "train") -> list[str]:

@@ -13,10 +13,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from tl.pipelines.commandline import check_overrides
 
 import tl
 from tl.config import PIPELINES, ConfigError, schema_keys
+from tl.pipelines.commandline import check_overrides
 
 REPO = Path(__file__).parents[1]
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]

@@ -8,7 +8,7 @@ import pytest
 import tl
 
 # Made by this very test on a CPU; a change must be explained in the commit that makes it.
-GOLDEN = [1.01396, 0.96873, 1.07000, 0.93103]
+GOLDEN = [1.01396, 0.97501, 1.07000, 0.94520]
 
 
 def test_golden_losses(image_folder, tmp_path):
@@ -27,5 +27,5 @@ def test_golden_losses(image_folder, tmp_path):
             },
         )
     )
-    logged = pd.read_csv(tmp_path / "run/csv/metrics.csv")
+    logged = pd.read_csv(tmp_path / "run/csv/from_step_0/metrics.csv")
     assert logged["train/loss_step"].dropna().tolist() == pytest.approx(GOLDEN, abs=2e-3)

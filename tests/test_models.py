@@ -89,7 +89,7 @@ def test_a_head_is_kept_only_where_it_knows_the_same_classes(resnet_file):
 
     def head(classes):
         config = ModelConfig(name="test_resnet", weights=str(resnet_file))
-        result = build_model(config, 7, classes=classes)
+        result = build_model(config, classes)
         return result.model.state_dict()["fc.weight"], result.weights.notes[0]
 
     weight, note = head(names)

@@ -58,7 +58,7 @@ def test_a_new_run_holds_its_config_plan_and_model(job, tmp_path):
     assert facts["classes"] == ["blue", "green", "red"]
     assert facts["data"]["images"] == 27
     assert facts["weights"]["source"] == "random"
-    assert len(facts["golden"]) == config.export.golden_images
+    assert len(facts["golden"]) == 18
 
 
 def test_a_folder_with_a_run_is_not_begun_again(job, tmp_path):

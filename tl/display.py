@@ -130,7 +130,7 @@ def facts(title: str, values: Mapping[str, str]) -> None:
 def predictions(table: pd.DataFrame) -> None:
     """Print the first predictions, how many images each class got, and how many were unusable."""
     rows = [
-        {"image": r.source, "label": r.label or r.error, "score": r.score}
+        {"image": r.source, "label": r.error or r.label, "score": r.score}
         for r in table.head(MOST_PREDICTIONS).itertuples()
     ]
     _print_table("predictions", {k: [row[k] for row in rows] for k in ("image", "label", "score")})

@@ -155,7 +155,7 @@ def _short(name: str, most: int = 28) -> str:
 def save_curves(history: pd.DataFrame, path: Path) -> None:
     """Draw loss, accuracy and learning rates over the epochs of all phases.
 
-    The circle of each phase is its epoch with the lowest val/loss, whose weights are kept.
+    The circle of each phase is its epoch with the lowest val/loss, the best of the phase.
 
     Args:
         history: Columns `phase` and `epoch` (counted on or anew in each phase), and what there is
@@ -194,7 +194,7 @@ def _draw_quantity(ax: Axes, table: pd.DataFrame, phases: Sequence[Phase], quant
                 color=colour, linestyle=line, linewidth=1.6, markersize=3,
                 marker=_marker(table, marker),
             )  # fmt: skip
-    kept = "kept (lowest\nval loss)" if quantity == "loss" else None
+    kept = "best of its\nphase (val loss)" if quantity == "loss" else None
     _draw_best(ax, table, phases, f"val/{quantity}", label=kept)
     ax.set_ylabel({"acc": "accuracy"}.get(quantity, quantity))
     if quantity == "loss":

@@ -34,7 +34,7 @@ def export_run(folder: RunFolder, config: ExportConfig, target: Path | None = No
 
     Args:
         folder: A run whose training is finished.
-        config: Tolerance of the seal.
+        config: Tolerance of the seal, number of golden images.
         target: Folder of the bundle; default: `bundle/` in the run.
 
     Returns:
@@ -58,10 +58,11 @@ def export_run(folder: RunFolder, config: ExportConfig, target: Path | None = No
         model=_network(facts, weights),
         classes=facts["classes"],
         preprocessing=Preprocessing.from_dict(facts["preprocessing"]),
-        golden=_golden(Path(run.data.root), facts["golden"], folder.bundle),
+        golden=_golden(Path(run.data.root), facts["golden"], folder.bundle)[: config.golden_images],
         card=ModelCard(
             title=run_name(run),
-            data=facts["data"],
+            # The folder's name says enough: the bundle travels, the path stays behind.
+            data={**facts["data"], "root": Path(facts["data"]["root"]).name},
             backbone=facts["name"],
             weights=facts["weights"]["source"],
             weights_sha256=facts["weights"]["sha256"],
@@ -99,8 +100,11 @@ def _golden(root: Path, names: list[str], earlier: Path) -> list[Path]:
 def _plan_text(plan: dict[str, Any]) -> str:
     lines = [
         f"{number}. `{phase['name']}`: trains {', '.join(phase['trainable'])} for at most "
-        f"{phase['epochs']} epochs; {phase['optimizer']}, head {phase['head_lr']:g}, each stage "
-        f"below it {phase['lr_ratio']:g} times slower"
+        f"{phase['epochs']} epochs; {phase['optimizer']}, head {phase['head_lr']:g}"
+        + (
+            f", each stage below it {phase['lr_ratio']:g} times slower"
+            * (len(phase["trainable"]) > 1)
+        )
         for number, phase in enumerate(plan["phases"], 1)
     ]
     return "\n".join(lines + [f"- {note}" for note in plan["notes"]])

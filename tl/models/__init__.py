@@ -39,6 +39,7 @@ __all__ = [
     "WeightsError",
     "build_model",
     "check_name",
+    "check_request",
     "find_stages",
     "load_weights",
     "tensors_sha256",
@@ -86,32 +87,32 @@ class BuiltModel:
 
 def build_model(
     config: ModelConfig,
-    num_classes: int,
+    classes: Sequence[str] | int,
     *,
     pretrained: bool = True,
     cache_dir: Path | None = None,
-    classes: Sequence[str] = (),
 ) -> BuiltModel:
     """Make a timm model with a fresh head and the weights that the config names.
 
     Args:
         config: Model, weights, image size and dropout.
-        num_classes: Outputs of the head.
+        classes: Names behind the outputs of the head, or their number. A head is taken over from a
+            file only where the file's own list of classes (of a run or a bundle) is the same.
         pretrained: False ignores `config.weights` and keeps random weights.
         cache_dir: Where the hub's downloads are kept; default: that of timm.
-        classes: Names behind the outputs. A head is taken over from a file only where the file's
-            own list of classes (of a run or a bundle) is the same, in the same order.
 
     Raises:
         ConfigError: No such model, or a setting that its family does not have.
         WeightsError: The weights cannot be had or do not fit.
 
     Example:
-        >>> built = build_model(ModelConfig(name="test_resnet", weights="none"), num_classes=2)
+        >>> built = build_model(ModelConfig(name="test_resnet", weights="none"), 2)
         >>> [stage.name for stage in built.stages]
         ['stage0', 'stage1', 'stage2', 'stage3', 'stage4', 'head']
     """
     check_name(config.name)
+    names = [] if isinstance(classes, int) else [*classes]
+    num_classes = classes if isinstance(classes, int) else len(names)
     weights = config.weights if pretrained else "none"
     file = None if weights in {"hub", "none"} else find_weights_file(weights, config.name)
     model, model_args = _create(config, num_classes, hub=weights == "hub", cache_dir=cache_dir)
@@ -120,7 +121,7 @@ def build_model(
     if file is not None:
         sidecar = read_sidecar(file)
         known = sidecar.get("classes") or sidecar.get("label_names") or ()
-        notes.append(load_weights(model, file, keep_head=bool(known) and [*known] == [*classes]))
+        notes.append(load_weights(model, file, keep_head=bool(known) and [*known] == names))
         source = file.name
     pretrained_cfg: dict[str, Any] = dict(getattr(model, "pretrained_cfg", None) or {})
     if weights == "hub":
@@ -141,6 +142,18 @@ def build_model(
         ),
         model_args=model_args,
     )
+
+
+def check_request(config: ModelConfig, *, pretrained: bool = True) -> None:
+    """Refuse a wrong name or a missing file before anything slow begins.
+
+    Raises:
+        ConfigError: No such model.
+        WeightsError: No such file.
+    """
+    check_name(config.name)
+    if pretrained and config.weights not in {"hub", "none"}:
+        find_weights_file(config.weights, config.name)
 
 
 def check_name(name: str) -> None:

@@ -70,7 +70,7 @@ def prepare(
         ConfigError: Lightning refuses an argument of `trainer`, `callbacks` or `logger`.
     """
     callbacks_of(callbacks or {})
-    loggers(logger or {})
+    loggers(logger or {}, Path())
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     build({**trainer, "logger": False, "enable_progress_bar": False}, "trainer")
@@ -82,9 +82,14 @@ def callbacks_of(nodes: Mapping[str, Any]) -> list[Callback]:
     return [build(node, f"callbacks.{name}") for name, node in nodes.items() if node]
 
 
-def loggers(nodes: Mapping[str, Any]) -> list[Logger]:
-    """Further loggers of the config."""
-    return [build(node, f"logger.{name}") for name, node in nodes.items() if node]
+def loggers(nodes: Mapping[str, Any], folder: Path, step: int = 0) -> list[Logger]:
+    """Further loggers of the config, for a phase that begins at an optimizer step.
+
+    Each writes into the run's folder, and into a place of its own for each phase: Lightning's CSV
+    logger empties the one that it finds.
+    """
+    place = {"save_dir": str(folder), "version": f"from_step_{step}"}
+    return [build({**place, **node}, f"logger.{name}") for name, node in nodes.items() if node]
 
 
 def make_trainer(

@@ -6,10 +6,9 @@ import errno
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tl.config import NO_YAML, ConfigError, Interrupted, TlError, TrainConfig, to_yaml, validate
+from tl.runs.contents import golden_images, job_facts, job_params, where, write_results
 
 if TYPE_CHECKING:  # so that `tl train --help` loads neither torch nor pandas
     import pandas as pd
@@ -25,9 +25,27 @@ if TYPE_CHECKING:  # so that `tl train --help` loads neither torch nor pandas
     from tl.evaluation import Report
     from tl.finetuning import Plan
     from tl.models import BuiltModel
-    from tl.training import FitResult
+
+__all__ = [
+    "RunError",
+    "RunFolder",
+    "TrainResult",
+    "create",
+    "golden_images",
+    "job_facts",
+    "job_params",
+    "labels",
+    "open_run",
+    "read_config",
+    "refuse_changes",
+    "resumable",
+    "run_name",
+    "where",
+    "write_results",
+]
 
 CONFIG = "config.yaml"
+MOST_GOLDEN = 64  # training images that a later export may choose from
 MODEL = "checkpoints/model.json"
 # What a resumed run may do otherwise than it began: none of it changes a number.
 FREE_ON_RESUME = ("resume", "output_dir")
@@ -225,101 +243,13 @@ def create(
             "weights": asdict(built.weights),
             "data": table.fingerprint(),
             "created": time.strftime("%Y-%m-%d %H:%M %Z"),
-            "golden": golden_images(table, config.export.golden_images),
+            "golden": golden_images(table, MOST_GOLDEN),
         },
     )
     if len(table.quarantined):
         table.quarantined.to_csv(folder.path / "quarantined.csv", index=False)
     # Written last: a folder with a config is a run that can be resumed.
     folder.write_config(config)
-
-
-def golden_images(table: ImageTable, number: int) -> list[str]:
-    """Paths (relative to the root) of training images that a bundle keeps: classes in turn."""
-    train = table.split("train").sort_values("sha256")
-    turn = train.groupby("label").cumcount()
-    return [str(p) for p in train.assign(turn=turn).sort_values(["turn", "label"])["path"][:number]]
-
-
-def job_facts(table: ImageTable, built: BuiltModel, plan: Plan) -> dict[str, str]:
-    """What a person should know before the first epoch: data, model, preprocessing, plan."""
-    counts = table.counts()
-    p = built.preprocessing
-    return {
-        "data": ", ".join(f"{sum(c.values()):,} {split}" for split, c in counts.items())
-        + f" images in {len(table.classes)} classes ({table.root})",
-        **({"data notes": "; ".join(table.notes)} if table.notes else {}),
-        **({"left out": f"{len(table.quarantined)} unreadable"} if len(table.quarantined) else {}),
-        "model": f"{built.name}, weights {built.weights.source} "
-        f"(sha256 {built.weights.sha256[:12]})",
-        **({"weights": "; ".join(built.weights.notes)} if built.weights.notes else {}),
-        "preprocessing": f"{p.input_size[2]} x {p.input_size[1]}, {p.interpolation}, {p.crop_mode} "
-        f"crop {p.crop_pct:g}, mean {_numbers(p.mean)}, std {_numbers(p.std)}",
-        "plan": f"{plan.method}: " + " -> ".join(phase.name for phase in plan.phases),
-        **({"plan notes": "; ".join(plan.notes)} if plan.notes else {}),
-    }
-
-
-def _numbers(values: Iterable[float]) -> str:
-    return "/".join(f"{v:g}" for v in values)
-
-
-def job_params(
-    config: TrainConfig, table: ImageTable, built: BuiltModel, plan: Plan
-) -> dict[str, Any]:
-    """Flat parameters of the MLflow run: the config, and what it amounted to."""
-    values: dict[str, Any] = {}
-
-    def flatten(node: Any, path: str) -> None:
-        for key, value in node.items():
-            if isinstance(value, dict):
-                flatten(value, f"{path}{key}.")
-            elif value is not None:
-                values[f"{path}{key}"] = value.name if isinstance(value, Enum) else value
-
-    plain = OmegaConf.to_container(OmegaConf.structured(config))
-    assert isinstance(plain, dict)
-    # The resolved phases say more than what the config left to its defaults.
-    plain["finetune"].pop("phases")
-    flatten({k: v for k, v in plain.items() if k not in {"resume", "output_dir"}}, "")
-    for phase in plan.phases:
-        flatten({k: v for k, v in asdict(phase).items() if k != "name"}, f"phase.{phase.name}.")
-    fingerprint = table.fingerprint()
-    return values | {
-        "model.weights_source": built.weights.source,
-        "model.weights_sha256": built.weights.sha256,
-        "model.parameters": sum(p.numel() for p in built.model.parameters()),
-        "data.sha256": fingerprint["sha256"],
-        "data.images": fingerprint["images"],
-        "data.classes": len(table.classes),
-    }
-
-
-def write_results(
-    folder: RunFolder,
-    fit: FitResult,
-    reports: Sequence[Report],
-    predictions: pd.DataFrame,
-    total_seconds: float,
-) -> dict[str, float]:
-    """Write `metrics.json`, `predictions.parquet` and `pictures/`; returns the metrics."""
-    from tl.figures import save_confusion, save_curves
-
-    metrics: dict[str, float] = {}
-    for report in reports:
-        metrics |= report.flat()
-        save_confusion(report, folder.pictures / f"confusion_{report.split}.png")
-    metrics |= {
-        "fit_seconds": round(fit.seconds, 3),
-        "total_seconds": round(total_seconds, 3),
-        "trainable_parameters": fit.trainable_parameters,
-        "epochs": sum(phase.epochs for phase in fit.phases),
-    }
-    save_curves(fit.history, folder.pictures / "learning_curves.png")
-    predictions.to_parquet(folder.path / "predictions.parquet", index=False)
-    fit.history.to_csv(folder.path / "history.csv", index=False)
-    folder.write_json("metrics.json", metrics)
-    return metrics
 
 
 def read_config(path: Path) -> TrainConfig:
@@ -366,23 +296,6 @@ def refuse_changes(keys: Iterable[str], config: TrainConfig) -> None:
     if problems:
         problems.append("A resumed run goes on as it began: leave these out, or begin a new run.")
         raise ConfigError(problems)
-
-
-def where(folder: RunFolder, bundle: Path | None, run_id: str | None, uri: str) -> dict[str, str]:
-    """Where everything of a finished run is, and the next command, for the summary."""
-    places = {
-        "run": str(folder.path),
-        "metrics": "metrics.json, history.csv, predictions.parquet",
-        "pictures": str(folder.pictures),
-    }
-    if bundle:
-        places["bundle"] = str(bundle)
-        places["use it"] = f"tl predict bundle={bundle} source=IMAGE_OR_FOLDER"
-    if run_id:
-        places["MLflow"] = f"run {run_id}: mlflow ui --backend-store-uri {uri}"
-        if uri.startswith("http"):
-            places["MLflow"] = f"run {run_id} at {uri}"
-    return places
 
 
 @dataclass(frozen=True)
