@@ -42,7 +42,7 @@ def pretrained(image_folder, tmp_path):
 
 def test_a_run_learns_and_writes_what_the_design_promises(image_folder, tmp_path):
     data = image_folder(splits={"train": 12, "val": 4, "test": 4})
-    result = train(data, tmp_path / "run", "finetune=full", **{"finetune.epochs": 15})
+    result = train(data, tmp_path / "run", "finetune=scratch", **{"finetune.epochs": 15})
     assert result.metrics["val/acc"] >= 0.75
     assert result.metrics["test/images"] == 12
     files = {str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*.*")}
