@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     if not args or args[0] in {"-h", "--help", "help"}:
         width = max(map(len, known))
         lines = "\n".join(f"  {name:<{width}}  {text}" for name, text in known.items())
-        print(f"tl PIPELINE [key=value …]\n\n{lines}\n\ntl PIPELINE --help shows its settings.")
+        _show(f"tl PIPELINE [key=value …]\n\n{lines}\n\ntl PIPELINE --help shows its settings.")
         return
     if args[0] == "--version":
         from importlib.metadata import version
@@ -68,6 +68,14 @@ def main(argv: list[str] | None = None) -> None:
     importlib.import_module(f"tl.pipelines.{args[0]}").main(args[1:])
 
 
+def _show(text: str) -> None:
+    """Print a help text; `tl --help | head` must not end in a traceback."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run(name: str, job: Job, argv: list[str] | None = None) -> None:
     """Compose and validate the config of pipeline `name`, call `job` with it, exit with its code.
 
@@ -78,7 +86,7 @@ def run(name: str, job: Job, argv: list[str] | None = None) -> None:
     """
     args = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(args):
-        print(help_text(name, pipelines()[name]))
+        _show(help_text(name, pipelines()[name]))
         return
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _interrupt)

@@ -24,33 +24,15 @@ def demo(config: DemoConfig) -> dict[str, TrainResult]:
     folder = Path(config.output_dir or f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}_demo").absolute()
     RunFolder(folder).make()
     few = config.images_per_class
-    source = write_digits(
-        folder / "data/digits_0-4", range(5), {"train": 140, "val": 30}, seed=config.seed
-    )
-    target = write_digits(
-        folder / "data/digits_5-9",
-        range(5, 10),
-        {"train": few, "val": few, "test": 0},
-        seed=config.seed,
-    )
+    splits = {"train": 140, "val": 30}, {"train": few, "val": few, "test": 0}
+    source = write_digits(folder / "data/digits_0-4", range(5), splits[0], seed=config.seed)
+    target = write_digits(folder / "data/digits_5-9", range(5, 10), splits[1], seed=config.seed)
     weights = _train(config, folder / "pretraining", source, "scratch").weights
     results = {
         method: _train(config, folder / method, target, method, weights) for method in EPOCHS
     }
-    display.results_table(
-        f"digits 5-9 from {few} images a class, test accuracy",
-        [
-            {
-                "method": method,
-                "accuracy": result.metrics["test/acc"],
-                "95 % low": result.metrics["test/acc_low"],
-                "95 % high": result.metrics["test/acc_high"],
-                "seconds": round(result.metrics["fit_seconds"], 1),
-                "trained parameters": result.trainable_parameters,
-            }
-            for method, result in results.items()
-        ],
-    )
+    rows = [{"method": method, **result.row("test")} for method, result in results.items()]
+    display.results_table(f"digits 5-9 from {few} images a class, test accuracy", rows)
     best = max(results.values(), key=lambda result: result.metrics["val/acc"])
     assert best.bundle is not None
     image = next((target / "test/7").glob("*.png"))

@@ -316,6 +316,16 @@ class TrainResult:
     run_id: str | None
     trainable_parameters: int
 
+    def row(self, split: str) -> dict[str, Any]:
+        """Row of a table that compares runs: accuracy of a split with its interval, cost."""
+        return {
+            "accuracy": self.metrics[f"{split}/acc"],
+            "95 % low": self.metrics[f"{split}/acc_low"],
+            "95 % high": self.metrics[f"{split}/acc_high"],
+            "seconds": round(self.metrics["fit_seconds"], 1),
+            "trained parameters": self.trainable_parameters,
+        }
+
     @property
     def weights(self) -> Path:
         """Best weights of the run, for `model.weights` of another one."""
