@@ -15,10 +15,10 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# OpenMP's threads spin while they wait. Beside one busy process (a batch of jobs, a container with a
-# quota) on 2 cores, a step of MobileNetV2 takes half the time without, and one of a small network a
-# tenth; alone it takes the same, a small network 1.4 times (benchmarks/wait_policy.py). libgomp reads
-# this when torch is loaded, so it stands here.
+# OpenMP's threads spin while they wait. Beside one busy process (a batch of jobs, a container with
+# a quota) on 2 cores, a step of MobileNetV2 takes half the time without it, and one of a small
+# network a tenth; alone it takes the same, a small network 1.4 times (benchmarks/wait_policy.py).
+# libgomp reads this when torch is loaded, so it stands here.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
