@@ -19,12 +19,15 @@ from tl.config.pipelines import (
     register_schemas,
 )
 from tl.config.schemas import (
+    ENGINES,
     PRECISIONS,
+    ActivationsConfig,
     AugmentConfig,
     AutoAugment,
     BadImages,
     BatchNormMode,
     CacheConfig,
+    CacheMode,
     DataConfig,
     ExportConfig,
     FinetuneConfig,
@@ -37,15 +40,18 @@ from tl.config.settings import Checked, Request, limit_problems, setting
 from tl.config.validation import compose, convert, schema_keys, to_yaml, unknown_key, validate
 
 __all__ = [
+    "ENGINES",
     "NO_YAML",
     "PIPELINES",
     "PRECISIONS",
     "TRUSTED_TARGETS",
+    "ActivationsConfig",
     "AugmentConfig",
     "AutoAugment",
     "BadImages",
     "BatchNormMode",
     "CacheConfig",
+    "CacheMode",
     "Checked",
     "ConfigError",
     "DataConfig",

@@ -10,6 +10,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from tl.config.schemas import (
+    ActivationsConfig,
     AugmentConfig,
     BadImages,
     CacheConfig,
@@ -34,7 +35,7 @@ class TrainConfig(Request):
     finetune: FinetuneConfig = setting(factory=FinetuneConfig, help="how to transfer")
     tracking: TrackingConfig = setting(factory=TrackingConfig, help="MLflow")
     export: ExportConfig = setting(factory=ExportConfig, help="bundle")
-    cache: CacheConfig = setting(factory=CacheConfig, help="cache")
+    cache: ActivationsConfig = setting(factory=ActivationsConfig, help="activation cache")
     trainer: dict[str, Any] = setting(factory=dict, help="arguments of pytorch_lightning.Trainer")
     callbacks: dict[str, Any] = setting(factory=dict, help="further Lightning callbacks, by name")
     logger: dict[str, Any] = setting(factory=dict, help="further Lightning loggers, by name")

@@ -235,10 +235,54 @@ class ExportConfig(Checked):
 
 @dataclass
 class CacheConfig(Checked):
-    """Where results that serve later jobs are kept."""
+    """Where results that serve later jobs are kept, and how much of them."""
 
     dir: str | None = setting(None, "default: TL_CACHE_DIR, else ~/.cache/tl")
+    max_gb: float = setting(
+        20.0, "activations kept on disk, GB; the least recently used go first", above=0
+    )
 
     def path(self) -> Path:
         """The folder; it need not exist yet."""
         return Path(self.dir or os.environ.get("TL_CACHE_DIR") or "~/.cache/tl").expanduser()
+
+
+class CacheMode(Enum):
+    """Whether the frozen part of a network is computed once per image and kept."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
+ENGINES = ("auto", "eager", "compile", "onnxruntime", "bf16")
+
+
+@dataclass
+class ActivationsConfig(CacheConfig):
+    """The cache of what the frozen part of a network says about each image."""
+
+    mode: CacheMode = setting(
+        CacheMode.auto,
+        "auto: before each phase by its costs; on: wherever something is frozen; off: never",
+        common=True,
+    )
+    views: int = setting(
+        2,
+        "augmented views kept of each training image beside the clean one; each epoch reads "
+        "another; 0: clean only",
+        low=0,
+        high=100,
+        common=True,
+    )
+    engine: str = setting(
+        "auto",
+        "what computes the frozen part; auto: the fastest for this many images",
+        choices=ENGINES,
+    )
+    tolerance: float = setting(
+        1e-4,
+        "largest relative difference between that engine and PyTorch in float32",
+        above=0,
+        high=0.1,
+    )
