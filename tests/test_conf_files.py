@@ -16,6 +16,7 @@ NEEDED = {
     "evaluate": ["bundle=b", "data.root=x"],
     "export": ["run=r"],
     "demo": [],
+    "cache": [],
 }
 OPTIONS = [
     (file.parent.name, file.stem) for file in sorted(CONF.rglob("*.yaml")) if file.parent != CONF

@@ -17,11 +17,11 @@ Example:
 
 from __future__ import annotations
 
-from tl.cache.errors import CacheError
+from tl.cache.errors import CacheError, size_text
 from tl.cache.rows import Rows
 from tl.cache.segments import Field
 from tl.cache.shelf import Shelf
-from tl.cache.store import ActivationCache, ShelfInfo, folder_bytes
+from tl.cache.store import ActivationCache, ShelfInfo, folder_bytes, free_bytes
 from tl.cache.writer import Writer
 
 __all__ = [
@@ -33,4 +33,6 @@ __all__ = [
     "ShelfInfo",
     "Writer",
     "folder_bytes",
+    "free_bytes",
+    "size_text",
 ]

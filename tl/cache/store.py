@@ -43,10 +43,16 @@ class ShelfInfo:
     last_used: float
     in_use: bool
 
+    def __str__(self) -> str:
+        return f"{self.text('model')} at {self.text('frontier')}, view {self.text('view')}"
+
     def text(self, name: str) -> str:
         """A part of the key: model, frontier, view."""
         value = self.key.get(name, "?")
-        return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        if not isinstance(value, list):
+            return str(value)
+        rest = f" and {len(value) - 1} more" if len(value) > 1 else ""
+        return f"{value[0]}{rest}" if value else "none"
 
 
 class ActivationCache:
@@ -98,7 +104,7 @@ class ActivationCache:
             paths += (p for p in self.folder.iterdir() if p.name[0] != HIDDEN and p.is_dir())
         return sorted(map(_info, paths), key=lambda info: (info.last_used, info.path.name))
 
-    def prune(self, limit_bytes: int, *, used_before: float | None = None) -> list[ShelfInfo]:
+    def prune(self, limit_bytes: int, *, used_before: float = 0.0) -> list[ShelfInfo]:
         """Remove shelves, but never one that a running job has open.
 
         Args:
@@ -119,20 +125,21 @@ class ActivationCache:
         except OSError as error:
             raise write_error(self.folder, error) from error
 
-    def _remove(self, limit_bytes: int, used_before: float | None) -> list[ShelfInfo]:
+    def _remove(self, limit_bytes: int, used_before: float) -> list[ShelfInfo]:
         for path in leftovers(self.folder):
             shutil.rmtree(path, ignore_errors=True)
         infos = self._scan()
         total = sum(info.bytes for info in infos)
         removed = []
         for info in infos:
-            old = used_before is not None and info.last_used < used_before
-            if not info.in_use:
-                if (total > limit_bytes or old or not info.images) and _evict(info.path):
-                    removed.append(info)
-                    total -= info.bytes
-                else:
-                    _sweep(info.path)
+            if info.in_use:
+                continue
+            goes = total > limit_bytes or info.last_used < used_before or not info.images
+            if goes and _evict(info.path):
+                removed.append(info)
+                total -= info.bytes
+            else:
+                _sweep(info.path)
         return removed
 
     def _make_room(self, shelf: Path, coming: int) -> None:
@@ -156,14 +163,14 @@ class ActivationCache:
                 f"the activations take {size_text(own)}{others}, and cache.max_gb allows "
                 f"{size_text(self.limit_bytes)} in {self.folder}: raise it, or {REMEDY}"
             )
-        free = shutil.disk_usage(self.folder).free
+        free = free_bytes(self.folder)
         if coming and coming > free + max(over, 0):
             raise CacheError(
                 f"the activations take {size_text(coming)}, and the disk of the cache "
                 f"{self.folder} has {size_text(free)} left: free some space, or {REMEDY}"
             )
         if over > 0:
-            self._remove(self.limit_bytes - coming, None)
+            self._remove(self.limit_bytes - coming, 0.0)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -239,3 +246,9 @@ def folder_bytes(path: Path) -> int:
             with contextlib.suppress(OSError):
                 total += Path(place, name).stat().st_size
     return total
+
+
+def free_bytes(path: Path) -> int:
+    """Free space of the disk that a folder is on, or will be on."""
+    there = next((p for p in (path, *path.absolute().parents) if p.exists()), path)
+    return shutil.disk_usage(there).free

@@ -11,6 +11,7 @@ from tl.config.errors import NO_YAML, ConfigError, Interrupted, ProblemsError, R
 from tl.config.pipelines import (
     PIPELINES,
     TRUSTED_TARGETS,
+    CacheToolConfig,
     DemoConfig,
     EvaluateConfig,
     ExportRunConfig,
@@ -52,6 +53,7 @@ __all__ = [
     "BatchNormMode",
     "CacheConfig",
     "CacheMode",
+    "CacheToolConfig",
     "Checked",
     "ConfigError",
     "DataConfig",

@@ -121,12 +121,29 @@ class DemoConfig(Request):
     seed: int = setting(0, "seed", low=0, high=2**32 - 1, common=True)
 
 
+@dataclass
+class CacheToolConfig(Request):
+    """Config of `tl cache`."""
+
+    cache: CacheConfig = setting(factory=CacheConfig, help="cache")
+    prune: str | None = setting(
+        None,
+        "limit: remove activations until cache.max_gb holds, the least recently used first; "
+        "all: remove all; never what a running job reads",
+        choices=("limit", "all"),
+    )
+    older_than_days: float | None = setting(
+        None, "remove activations that no job has used for so many days", low=0
+    )
+
+
 PIPELINES: dict[str, type[Checked]] = {
     "train": TrainConfig,
     "predict": PredictConfig,
     "evaluate": EvaluateConfig,
     "export": ExportRunConfig,
     "demo": DemoConfig,
+    "cache": CacheToolConfig,
 }
 
 
