@@ -59,10 +59,11 @@ def train(config: TrainConfig) -> TrainResult:
             loggers_from=lambda n: (
                 tracked.loggers(n) + training.loggers(config.logger, folder.path, n)
             ),
-            log_rows=lambda rows, name: tracked.log_dict({"stages": rows}, f"phases/{name}.json"),
+            log_facts=lambda facts, name: tracked.log_dict(facts, f"phases/{name}.json"),
+            cache=config.cache,
             seed=config.seed,
         )
-        reports, predictions = training.judge(built.model, images, fit.device)
+        reports, predictions = training.judge(fit.predict, images)
         metrics = runs.write_results(folder, fit, reports, predictions, time.perf_counter() - began)
         tracked.log_results(metrics, fit.steps, folder.path)
         bundle = export.export_run(folder, config.export).folder if config.export.enabled else None

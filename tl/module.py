@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from tl.config import TlError
 from tl.finetuning import Phase, freeze, parameter_groups, set_modes
+from tl.graph import Split
+from tl.heads import train_epoch
 from tl.models import Stage
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -27,6 +31,10 @@ class TrainingError(TlError):
 
 class ClassificationModule(pl.LightningModule):
     """Trains the stages of one phase of a plan by cross-entropy.
+
+    A batch holds `image` (B, 3, H, W), or, where `split` is set, `values`: what the frozen part of
+    the model says about its images. A head that is one linear layer then learns whole epochs in a
+    single `training_step` (`tl.heads`).
 
     Args:
         model: Takes images (N, 3, H, W), gives logits (N, classes); shared by all phases of a plan.
@@ -55,6 +63,9 @@ class ClassificationModule(pl.LightningModule):
         self.phase = phase
         self.mix = mix
         self.seed = seed
+        self.split: Split | None = None
+        self.head_steps = self.batch_size = 0
+        self.strict_loading = False  # checkpoints hold what trains, and nothing else
         self._finite: Tensor
         self.register_buffer("_finite", torch.tensor(True), persistent=False)
         self.val_metrics = MetricCollection(
@@ -66,10 +77,39 @@ class ClassificationModule(pl.LightningModule):
         )
         freeze(model, self.stages, phase)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, classes) of images (N, 3, H, W)."""
-        logits: Tensor = self.model(images.contiguous(memory_format=torch.channels_last))
+    def read_values(self, split: Split, *, head_steps: int = 0, batch_size: int = 0) -> None:
+        """Train the part above the frontier on its cached values from now on.
+
+        Args:
+            split: Of this very model, with what trains in this phase.
+            head_steps: Optimizer steps of the phase where the suffix is one linear layer and each
+                batch holds the rows of many steps; 0: a batch is a step.
+            batch_size: Rows of each of those steps.
+        """
+        self.split = split
+        self.head_steps = head_steps
+        self.batch_size = batch_size
+        self.automatic_optimization = not head_steps
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        """Logits (N, classes) of a batch."""
+        if "values" in batch:
+            assert self.split is not None
+            return self.split.suffix(batch["values"])
+        images = batch["image"].contiguous(memory_format=torch.channels_last)
+        logits: Tensor = self.model(images)
         return logits
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Weights and buffers of the stages that train, by their names in the model."""
+        state = self.model.state_dict()
+        stages = [s for s in self.stages if s.name in self.phase.trainable]
+        names = {name for s in stages for name in (*s.parameters, *s.buffers)}
+        return {name: value for name, value in state.items() if name in names}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only what trains: the rest is what the phase began with."""
+        checkpoint["state_dict"] = {f"model.{k}": v for k, v in self.trained_state().items()}
 
     def on_train_start(self) -> None:
         """Set the modes; a resumed fit may skip the first `on_train_epoch_start`."""
@@ -84,21 +124,52 @@ class ClassificationModule(pl.LightningModule):
         key = f"{self.seed} {self.phase.name} {self.current_epoch} {batch_idx}".encode()
         torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) >> 1)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Mean cross-entropy of a batch."""
-        images, target = batch["image"], batch["label"]
-        if self.mix is not None:
-            images, target = self.mix(images, target)
-        loss = F.cross_entropy(self(images), target, label_smoothing=self.phase.label_smoothing)
+        target = batch["label"]
+        size = len(target)
+        if not self.automatic_optimization:
+            loss = self._train_head(batch["values"][0], target)
+        else:
+            if self.mix is not None:
+                images, target = self.mix(batch["image"], target)
+                batch = {"image": images}
+            smoothing = self.phase.label_smoothing
+            loss = F.cross_entropy(self(batch), target, label_smoothing=smoothing)
         self._finite &= torch.isfinite(loss.detach())  # no synchronisation with a GPU here
-        size = len(images)
         self.log("train/loss_step", loss, on_step=True, on_epoch=False, batch_size=size)
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def _train_head(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """All steps of a batch of many rows; returns their mean loss."""
+        assert self.split is not None
+        assert self.split.linear is not None
+        loop = self.trainer.fit_loop.epoch_loop
+        steps, total = loop.manual_optimization.optim_step_progress, self.head_steps
+        with _single_thread():
+            losses = train_epoch(
+                self.split.linear,
+                self.optimizers(use_pl_optimizer=False),  # type: ignore[arg-type]
+                embeddings,
+                labels,
+                batch_size=self.batch_size,
+                rate=lambda step: warmup_cosine_share(step, total, self.phase.warmup),
+                first_step=steps.total.completed,
+                label_smoothing=self.phase.label_smoothing,
+                gradient_clip=self.phase.gradient_clip,
+            )
+        # Lightning counts one step a batch; the axis of the logs and `global_step` count them all.
+        for count in (steps.total, steps.current):
+            count.ready += len(losses)
+            count.completed += len(losses)
+        loop._batches_that_stepped += len(losses) - 1
+        sizes = [len(part) for part in torch.split(labels, self.batch_size)]
+        return losses @ torch.tensor(sizes, dtype=losses.dtype, device=losses.device) / len(labels)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Loss without label smoothing, accuracy and macro F1."""
-        logits = self(batch["image"])
+        logits = self(batch)
         size = len(logits)
         loss = F.cross_entropy(logits, batch["label"])
         self.log("val/loss", loss, on_epoch=True, batch_size=size, sync_dist=True)
@@ -130,8 +201,10 @@ class ClassificationModule(pl.LightningModule):
                 groups, lr=self.phase.head_lr, momentum=0.9, nesterov=True
             )
         else:
-            optimizer = torch.optim.AdamW(groups, lr=self.phase.head_lr)
-        steps = int(self.trainer.estimated_stepping_batches)
+            # Fused: one operator updates all parameters of a group; see `tl.heads`.
+            fused = not self.automatic_optimization
+            optimizer = torch.optim.AdamW(groups, lr=self.phase.head_lr, fused=fused or None)
+        steps = self.head_steps or int(self.trainer.estimated_stepping_batches)
         schedule = warmup_cosine(optimizer, steps, self.phase.warmup)
         return {
             "optimizer": optimizer,
@@ -140,13 +213,29 @@ class ClassificationModule(pl.LightningModule):
 
 
 def warmup_cosine(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> LRScheduler:
-    """Schedule over `steps` optimizer steps: the first `warmup` share linear, the rest a cosine.
+    """Schedule of `warmup_cosine_share`: all groups keep their ratio."""
+    return LambdaLR(optimizer, lambda step: warmup_cosine_share(step, steps, warmup))
 
-    All groups keep their ratio, since each starts from its own rate.
+
+def warmup_cosine_share(step: int, steps: int, warmup: float) -> float:
+    """Share of the peak rate at a step of `steps`: `warmup` of them linear, then a cosine.
+
+    Example:
+        >>> [round(warmup_cosine_share(step, 5, 0.4), 2) for step in range(5)]
+        [0.33, 0.67, 1.0, 0.75, 0.25]
     """
     first = round(steps * warmup)
-    cosine = CosineAnnealingLR(optimizer, T_max=max(steps - first, 1))
-    if first == 0:
-        return cosine
-    linear = LinearLR(optimizer, start_factor=1 / (first + 1), total_iters=first)
-    return SequentialLR(optimizer, [linear, cosine], milestones=[first])
+    if step < first:
+        return (step + 1) / (first + 1)
+    return (1 + math.cos(math.pi * (step - first) / max(steps - first, 1))) / 2
+
+
+@contextmanager
+def _single_thread() -> Iterator[None]:
+    """One thread: waking a second one takes longer than a step of a linear head."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

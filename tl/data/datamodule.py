@@ -158,6 +158,16 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def loader_settings(workers: int) -> dict[str, Any]:
+    """What all loaders of images have in common."""
+    return {
+        "num_workers": workers,
+        "worker_init_fn": _start_worker,
+        "prefetch_factor": PREFETCH if workers else None,
+        "pin_memory": torch.cuda.is_available(),
+    }
+
+
 def default_workers(images: int, batch_bytes: int) -> int:
     """Loader processes: the usable cores, fewer where images or shared memory are few.
 
@@ -300,9 +310,6 @@ class ImageDataModule(pl.LightningDataModule):
             batch_size=batch_size,
             sampler=sampler,
             drop_last=shuffle and len(sampler) > batch_size and len(sampler) % batch_size == 1,
-            num_workers=workers,
-            worker_init_fn=_start_worker,
             persistent_workers=workers > 0,
-            prefetch_factor=PREFETCH if workers else None,
-            pin_memory=torch.cuda.is_available(),
+            **loader_settings(workers),
         )

@@ -14,18 +14,21 @@ from pytorch_lightning.callbacks import (
     Callback,
     EarlyStopping,
     LearningRateMonitor,
-    ModelCheckpoint,
 )
 from pytorch_lightning.loggers import Logger
 
 from tl import display
+from tl.config import ActivationsConfig
 from tl.data.datamodule import ImageDataModule
 from tl.finetuning import Phase, Plan, audit, stage_hashes, stage_rows
 from tl.models import BuiltModel
 from tl.module import ClassificationModule, TrainingError
-from tl.training.judging import judge, predict
+from tl.training.activations import Activations, Prepared
+from tl.training.cached import CachedDataModule
+from tl.training.judging import Predictor, judge, predict
 from tl.training.lightning import (
     AtomicCheckpointIO,
+    Checkpoints,
     EpochBar,
     History,
     callbacks_of,
@@ -38,8 +41,10 @@ from tl.training.state import (
     PhaseResult,
     load_kept,
     load_model,
+    read_decision,
     read_progress,
     save_weights,
+    write_decision,
     write_progress,
 )
 
@@ -67,12 +72,12 @@ class FitResult:
         phases: One result a phase.
         history: One row an epoch: phase, epoch (from 1), seconds, train/loss, val/loss, val/acc,
             val/f1_macro and `lr/<stage>`.
-        device: Where the model was trained.
+        predict: Probabilities and labels of a split of the data by the trained model.
     """
 
     phases: tuple[PhaseResult, ...]
     history: pd.DataFrame
-    device: torch.device
+    predict: Predictor
 
     @property
     def seconds(self) -> float:
@@ -99,7 +104,8 @@ def run_plan(
     trainer: Mapping[str, Any],
     callbacks: Mapping[str, Any] | None = None,
     loggers_from: Callable[[int], Sequence[Logger]] = lambda _: (),
-    log_rows: Callable[[list[dict[str, Any]], str], None] = lambda _rows, _name: None,
+    log_facts: Callable[[dict[str, Any], str], None] = lambda _facts, _name: None,
+    cache: ActivationsConfig | None = None,
     seed: int = 0,
 ) -> FitResult:
     """Train a model by a plan, or go on where an earlier call with the same folder was interrupted.
@@ -112,7 +118,8 @@ def run_plan(
         trainer: Arguments of `pytorch_lightning.Trainer`, with `_target_`.
         callbacks: Further callbacks, name -> arguments with `_target_`.
         loggers_from: Loggers of a phase, for the number of optimizer steps that ran before it.
-        log_rows: Receives the tables before and after each phase (rows, name).
+        log_facts: Receives what a phase should leave in the records (values, name).
+        cache: When the frozen part of a phase is computed once per image; default: its defaults.
         seed: Seed of the run.
 
     Raises:
@@ -123,7 +130,8 @@ def run_plan(
     folder.mkdir(parents=True, exist_ok=True)
     done, rows = read_progress(folder)
     load_kept(built.model, folder, done)
-    device = torch.device("cpu")
+    activations = Activations(cache or ActivationsConfig(), built, data)
+    predictor = Predictor(built.model, data, torch.device("cpu"))
     for number, phase in enumerate(plan.phases):
         if number < len(done):
             display.say(
@@ -134,23 +142,24 @@ def run_plan(
             phase,
             number,
             built,
-            data,
+            activations,
             folder / f"{number + 1}-{phase.name}",
             seed=seed,
             title=f"phase {number + 1} of {len(plan.phases)}: {phase.name}",
         )
         steps = sum(result.steps for result in done)
         best_before = min((r.best_loss for r in done), default=float("inf"))
-        result, history, device = fit.run(
-            trainer, callbacks or {}, loggers_from(steps), log_rows, best_before=best_before
+        result, history = fit.run(
+            trainer, callbacks or {}, loggers_from(steps), log_facts, best_before=best_before
         )
         done.append(result)
         rows += history
         write_progress(folder, done, rows)
-        load_kept(built.model, folder, done)
+        if result.kept:
+            predictor = Predictor(built.model, data, fit.device, activations, fit.cached)
     built.model.eval()
     save_weights(built.model, folder)
-    return FitResult(tuple(done), pd.DataFrame(rows), device)
+    return FitResult(tuple(done), pd.DataFrame(rows), predictor)
 
 
 class _Fit:
@@ -161,39 +170,49 @@ class _Fit:
         phase: Phase,
         number: int,
         built: BuiltModel,
-        data: ImageDataModule,
+        activations: Activations,
         folder: Path,
         *,
         seed: int,
         title: str,
     ) -> None:
-        self.phase, self.built, self.data, self.folder = phase, built, data, folder
-        self.title = title
+        self.phase, self.built, self.folder, self.title = phase, built, folder, title
+        self.activations, self.data = activations, activations.data
         # Epochs of different phases read different augmentations and orders.
-        data.epoch_offset = number * 100_000
+        self.data.epoch_offset = number * 100_000
         self.module = ClassificationModule(
-            built.model, built.stages, phase, len(data.table.classes), mix=data.mix, seed=seed
+            built.model,
+            built.stages,
+            phase,
+            len(self.data.table.classes),
+            mix=self.data.mix,
+            seed=seed,
         )
+        self.device = torch.device("cpu")
+        self.cached: CachedDataModule | None = None
 
     def run(
         self,
         trainer_args: Mapping[str, Any],
         callbacks: Mapping[str, Any],
         loggers: Sequence[Logger],
-        log_rows: Callable[[list[dict[str, Any]], str], None],
+        log_facts: Callable[[dict[str, Any], str], None],
         *,
         best_before: float,
-    ) -> tuple[PhaseResult, list[dict[str, Any]], torch.device]:
-        phase, stages = self.phase, self.built.stages
-        rows = stage_rows(self.built.model, stages, phase)
-        display.stage_table(self.title, rows)
-        log_rows(rows, f"{self.folder.name}-before")
-        before = stage_hashes(self.built.model, stages)
-        history = History(phase)
-        checkpoint = ModelCheckpoint(
-            self.folder, "best", monitor=MONITOR, save_last=True, save_on_train_epoch_end=True
+    ) -> tuple[PhaseResult, list[dict[str, Any]]]:
+        """Train; the model then holds the better of its weights before and after."""
+        model, phase, stages, name = (
+            self.built.model,
+            self.phase,
+            self.built.stages,
+            self.folder.name,
         )
-        checkpoint._enable_version_counter = False
+        rows = stage_rows(model, stages, phase)
+        display.stage_table(self.title, rows)
+        log_facts({"stages": rows}, f"{name}-before")
+        before = stage_hashes(model, stages)
+        weights = {k: v.clone() for k, v in self.module.trained_state().items()}
+        history, checkpoints = History(phase), Checkpoints(self.folder)
         trainer = make_trainer(
             trainer_args,
             phase,
@@ -201,27 +220,49 @@ class _Fit:
             callbacks=[
                 *callbacks_of(callbacks),
                 *_own_callbacks(phase, history, loggers),
-                checkpoint,
+                checkpoints,
             ],
         )
-        last = self.folder / "last.ckpt"
-        quiet_fit(trainer, self.module, self.data, last if last.is_file() else None)
-        best = self.folder / "best.ckpt"
-        load_model(self.built.model, best)
-        for row, moved in zip(
-            rows, audit(before, stage_hashes(self.built.model, stages), phase, stages), strict=True
-        ):
-            row |= moved
+        self.device = trainer.strategy.root_device
+        prepared = self._prepare(trainer)
+        display.facts(prepared.title, prepared.facts)
+        log_facts({prepared.title: prepared.facts}, f"{name}-cache")
+        resume = checkpoints.last if checkpoints.last.is_file() else None
+        quiet_fit(trainer, self.module, self.cached or self.data, resume)
+        best = checkpoints.write_best()
+        load_model(model, best)
+        moved = audit(before, stage_hashes(model, stages), phase, stages)
+        for row, facts in zip(rows, moved, strict=True):
+            row |= facts
         display.stage_table(f"{self.title}, after", rows)
-        log_rows(rows, f"{self.folder.name}-after")
-        result = self._result(history.rows, trainer, rows, best_before)
-        return result, history.rows, trainer.strategy.root_device
+        log_facts({"stages": rows}, f"{name}-after")
+        result = self._result(history.rows, trainer, rows, prepared, best_before)
+        if not result.kept:
+            model.load_state_dict(weights, strict=False)
+        return result, history.rows
+
+    def _prepare(self, trainer: pl.Trainer) -> Prepared:
+        """Decide what the phase reads, or do as before an interruption."""
+        decided = read_decision(self.folder)
+        prepared = self.activations.prepare(self.phase, self.device, as_before=decided)
+        write_decision(self.folder, cached=prepared.data is not None)
+        self.cached = prepared.data
+        if self.cached is not None:
+            if trainer.world_size > 1:
+                self.cached.one_step_a_batch()
+            steps = self.cached.steps_per_epoch * self.phase.epochs
+            reading = self.cached.reading
+            self.module.read_values(reading.split, head_steps=steps, batch_size=reading.step_rows)
+            if steps:  # Lightning clips and accumulates only what it steps itself
+                trainer.gradient_clip_val, trainer.accumulate_grad_batches = None, 1
+        return prepared
 
     def _result(
         self,
         history: list[dict[str, Any]],
         trainer: pl.Trainer,
         rows: list[dict[str, Any]],
+        prepared: Prepared,
         best_before: float,
     ) -> PhaseResult:
         best = min(history, key=lambda row: float(row["val/loss"]))
@@ -245,6 +286,7 @@ class _Fit:
             seconds=sum(row["seconds"] for row in history),
             trainable_parameters=sum(r["parameters"] for r in rows if r["trainable"]),
             checkpoint=f"{self.folder.name}/best.ckpt",
+            cached=prepared.data is not None,
         )
 
 

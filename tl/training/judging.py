@@ -2,26 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 import torch
+from lightning_fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from tl import display
+from tl.cache import CacheError
 from tl.data.datamodule import ImageDataModule
 from tl.evaluation import Report, evaluate, predictions_table
+from tl.training.activations import Activations
+from tl.training.cached import CachedDataModule
+
+Predict = Callable[[str], tuple[Tensor, Tensor]]
 
 
-def judge(
-    model: nn.Module, data: ImageDataModule, device: torch.device
-) -> tuple[list[Report], pd.DataFrame]:
-    """Reports and predictions of val and, where there is one, of test.
+@dataclass(frozen=True)
+class Predictor:
+    """Probabilities and labels of a split: of images, or of what the cache holds of them.
 
     Args:
         model: Images (N, 3, H, W) to logits (N, classes).
         data: Its splits are read without augmentation.
         device: Where to compute.
+        activations: Fills the cache.
+        cached: Of the last phase that changed the model, where that phase read the cache.
+    """
+
+    model: nn.Module
+    data: ImageDataModule
+    device: torch.device
+    activations: Activations | None = None
+    cached: CachedDataModule | None = None
+
+    def __call__(self, split: str) -> tuple[Tensor, Tensor]:
+        """Probabilities (N, classes) and labels (N,) of `train`, `val` or `test`, in its order."""
+        if self.activations is not None and self.cached is not None:
+            try:
+                self.activations.read(self.cached, split, self.device)
+            except CacheError as error:
+                display.say(f"warning: {error}")
+            else:
+                suffix, loader = self.cached.reading.split.suffix, self.cached.loader(split)
+                return _predict(self.model, lambda b: suffix(b["values"]), loader, self.device)
+        return predict(self.model, self.data.loader(split), self.device)
+
+
+def judge(predictions: Predict, data: ImageDataModule) -> tuple[list[Report], pd.DataFrame]:
+    """Reports and predictions of val and, where there is one, of test.
+
+    Args:
+        predictions: Probabilities (N, classes) and labels (N,) of a split, in its order.
+        data: Names the images.
 
     Returns:
         One report a split, and the table of `tl.evaluation.predictions_table` over them.
@@ -31,26 +68,39 @@ def judge(
     for split in ("val", "test"):
         rows = data.table.split(split)
         if len(rows):
-            probabilities, labels = predict(model, data.loader(split), device)
+            probabilities, labels = predictions(split)
             reports.append(evaluate(probabilities.numpy(), labels.numpy(), classes, split))
             tables.append(predictions_table(rows, probabilities.numpy(), classes))
     return reports, pd.concat(tables, ignore_index=True)
 
 
-@torch.inference_mode()
 def predict(
     model: nn.Module, loader: DataLoader[Any], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Probabilities (N, classes) and labels (N,) of a loader, in its order, in eval mode.
+    """Probabilities (N, classes) and labels (N,) of a loader of images, in its order.
 
-    The model is on the CPU afterwards.
+    The model is on the CPU and in eval mode afterwards.
     """
+
+    def forward(batch: dict[str, Any]) -> Tensor:
+        logits: Tensor = model(batch["image"].contiguous(memory_format=torch.channels_last))
+        return logits
+
+    return _predict(model, forward, loader, device)
+
+
+@torch.inference_mode()
+def _predict(
+    model: nn.Module,
+    forward: Callable[[dict[str, Any]], Tensor],
+    loader: DataLoader[Any],
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
     model.to(device).eval()
     probabilities, labels = [], []
     for batch in loader:
-        images = batch["image"].to(device, memory_format=torch.channels_last)
-        logits = model(images)
-        probabilities.append(logits.float().softmax(dim=1).cpu())
+        inputs = move_data_to_device(batch, device)
+        probabilities.append(forward(inputs).float().softmax(dim=1).cpu())
         labels.append(batch["label"])
     model.cpu()
     return torch.cat(probabilities), torch.cat(labels)

@@ -24,7 +24,7 @@ from pytorch_lightning.loggers import Logger
 from tl import display
 from tl.config import TRUSTED_TARGETS, ConfigError
 from tl.finetuning import Phase
-from tl.module import TrainingError
+from tl.module import ClassificationModule, TrainingError
 from tl.training.state import read_checkpoint
 
 
@@ -104,6 +104,7 @@ def make_trainer(
     Raises:
         ConfigError: Lightning refuses an argument (a GPU where there is none, an unknown name).
     """
+    plugins = args.get("plugins") or []
     own = {
         "max_epochs": phase.epochs,
         "accumulate_grad_batches": phase.accumulate,
@@ -114,7 +115,7 @@ def make_trainer(
         "logger": list(loggers) or False,
         "callbacks": list(callbacks),
         "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
-        "plugins": [AtomicCheckpointIO()],
+        "plugins": [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()],
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -184,6 +185,69 @@ class History(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Rows of the interrupted run."""
         self.rows = list(state_dict["rows"])
+
+
+class Checkpoints(Callback):
+    """Keeps the best weights in memory, and the state of the fit on disk.
+
+    `last.ckpt` holds all that a resumed fit needs, the best weights so far among it. It is written
+    after an epoch unless that would take more than a share of the time: what a crash may cost is
+    then bounded by time, and an epoch of a millisecond does not write a file.
+
+    Args:
+        folder: Of the phase.
+    """
+
+    SHARE = 0.05
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.best: dict[str, torch.Tensor] = {}
+        self.best_loss = float("inf")
+        self._stopped = False
+        self._written = self._seconds = 0.0
+
+    @property
+    def last(self) -> Path:
+        """State of the fit."""
+        return self.folder / "last.ckpt"
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A fit that had stopped early before it was interrupted does not go on."""
+        if self._stopped:
+            trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the epoch if it is the best one, and write the state if it is time."""
+        assert isinstance(pl_module, ClassificationModule)
+        loss = float(trainer.callback_metrics["val/loss"])
+        if loss < self.best_loss:
+            self.best_loss = loss
+            state = pl_module.trained_state()
+            self.best = {name: value.detach().cpu().clone() for name, value in state.items()}
+        self._stopped = trainer.should_stop
+        began = time.perf_counter()
+        if (began - self._written) * self.SHARE >= self._seconds:
+            trainer.save_checkpoint(self.last)
+            self._written = time.perf_counter()
+            self._seconds = self._written - began
+
+    def write_best(self) -> Path:
+        """Write the best weights of the finished fit."""
+        path = self.folder / "best.ckpt"
+        state = {f"model.{name}": value for name, value in self.best.items()}
+        AtomicCheckpointIO().save_checkpoint({"state_dict": state}, path)
+        return path
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed fit needs to know."""
+        return {"best": self.best, "best_loss": self.best_loss, "stopped": self._stopped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What the interrupted fit knew."""
+        self.best = dict(state_dict["best"])
+        self.best_loss = float(state_dict["best_loss"])
+        self._stopped = bool(state_dict["stopped"])
 
 
 class EpochBar(Callback):

@@ -15,6 +15,7 @@ from torch import nn
 from tl.module import TrainingError
 
 PROGRESS = "progress.json"
+DECISION = "activations.json"
 WEIGHTS = "model.safetensors"
 
 
@@ -32,7 +33,8 @@ class PhaseResult:
         steps: Optimizer steps.
         seconds: Wall time of the fit, over all its parts when it was resumed.
         trainable_parameters: Number of parameters that trained.
-        checkpoint: File below `checkpoints/`.
+        checkpoint: File below `checkpoints/`; holds the stages that trained.
+        cached: Whether the phase read the activation cache.
     """
 
     name: str
@@ -45,6 +47,7 @@ class PhaseResult:
     seconds: float
     trainable_parameters: int
     checkpoint: str
+    cached: bool = False
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -66,15 +69,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_model(model: nn.Module, checkpoint: Path) -> None:
-    """Load the model's weights from a phase's checkpoint.
+    """Load what a phase trained from its checkpoint; the rest of the model stays as it is.
 
     Raises:
         TrainingError: The checkpoint is missing or damaged.
     """
     state = read_checkpoint(checkpoint)["state_dict"]
-    model.load_state_dict(
-        {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
-    )
+    found = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+    model.load_state_dict(found, strict=False)
 
 
 def save_weights(model: nn.Module, folder: Path) -> Path:
@@ -93,10 +95,10 @@ def save_weights(model: nn.Module, folder: Path) -> Path:
 
 
 def load_kept(model: nn.Module, folder: Path, done: list[PhaseResult]) -> None:
-    """Load the best weights of all finished phases; without one the model stays as it is."""
-    kept = [result for result in done if result.kept]
-    if kept:
-        load_model(model, folder / kept[-1].checkpoint)
+    """Load the best weights of all finished phases into a model in its starting weights."""
+    for result in done:
+        if result.kept:
+            load_model(model, folder / result.checkpoint)
 
 
 def read_progress(folder: Path) -> tuple[list[PhaseResult], list[dict[str, Any]]]:
@@ -122,4 +124,23 @@ def write_progress(folder: Path, done: list[PhaseResult], rows: list[dict[str, A
     except OSError as error:
         part.unlink(missing_ok=True)
         msg = f"cannot write {folder / PROGRESS} ({error}); free some space, then use resume="
+        raise TrainingError(msg) from error
+
+
+def read_decision(folder: Path) -> bool | None:
+    """Whether an interrupted phase read the activation cache; None where it did not begin."""
+    try:
+        return bool(json.loads((folder / DECISION).read_text())["cached"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_decision(folder: Path, *, cached: bool) -> None:
+    """Write what `read_decision` reads: a resumed phase must see the same batches."""
+    path = folder / DECISION
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"cached": cached}))
+    except OSError as error:
+        msg = f"cannot write {path} ({error}); free some space, then use resume="
         raise TrainingError(msg) from error

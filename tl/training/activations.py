@@ -1,0 +1,306 @@
+"""Compute the frozen part of a phase once per image, where that pays; else say why not."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tl import display
+from tl.cache import ActivationCache, CacheError, Field, Rows, Shelf, free_bytes
+from tl.config import ActivationsConfig, CacheMode
+from tl.data.datamodule import ImageDataModule
+from tl.data.views import CLEAN, ViewDataset, is_random, view_key, view_loader
+from tl.engine import Engine, choose_engine
+from tl.finetuning import Phase
+from tl.graph import Split, SplitError, prove, split
+from tl.models import BuiltModel
+from tl.training.cached import CachedDataModule, Reading, value_name
+from tl.training.costs import decide, human_seconds, worth_finding
+from tl.training.probing import Probe, Stored, harmless
+
+BATCH_VIEWS = 32
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a phase reads: cached values, or images where `data` is None; and why.
+
+    Args:
+        data: Batches of cached values.
+        facts: What a person should know: why, what is kept, what it took.
+    """
+
+    data: CachedDataModule | None
+    facts: dict[str, str]
+
+    @classmethod
+    def off(cls, reason: str) -> Prepared:
+        """The phase reads images."""
+        return cls(None, {"why": reason})
+
+    @property
+    def title(self) -> str:
+        """Whether the cache is used."""
+        return f"activation cache: {'on' if self.data else 'off'}"
+
+
+class Activations:
+    """Decides for each phase what it reads, and fills the cache.
+
+    Args:
+        config: `cache.*`.
+        built: The model that all phases share.
+        data: Images.
+    """
+
+    def __init__(self, config: ActivationsConfig, built: BuiltModel, data: ImageDataModule) -> None:
+        self.config, self.built, self.data = config, built, data
+        self.cache = ActivationCache(
+            config.path() / "activations", limit_bytes=int(config.max_gb * 1e9)
+        )
+        self._stores: list[_Store] = []
+
+    def close(self) -> None:
+        """Let others evict what was read."""
+        for store in self._stores:
+            store.close()
+
+    def prepare(self, phase: Phase, device: torch.device, *, as_before: bool | None) -> Prepared:
+        """What a phase reads. The model is frozen for that phase already.
+
+        Args:
+            phase: About to begin.
+            device: Where it trains.
+            as_before: What an interrupted run decided for this phase; None decides anew.
+        """
+        reason = self._excluded(phase)
+        if as_before is False:
+            reason = "as before the interruption"
+        if reason:
+            return Prepared.off(reason)
+        try:
+            return self._prepare(phase, device, forced=bool(as_before))
+        except SplitError as error:
+            return Prepared.off(str(error))
+        except CacheError as error:
+            display.say(f"warning: {error}")
+            return Prepared.off("the cache cannot be used")
+
+    def read(self, cached: CachedDataModule, name: str, device: torch.device) -> None:
+        """Let a data module read a further split of the data, clean; as little as is missing.
+
+        Raises:
+            CacheError: It cannot be kept.
+        """
+        store = next(s for s in self._stores if s.cut is cached.reading.split)
+        store.fill(self._images([name], views=1), self._engine(store.cut, device))
+        cached.reading.rows[name] = store.rows(self.data, name, views=1)
+
+    def _excluded(self, phase: Phase) -> str:
+        if self.config.mode is CacheMode.off:
+            return "cache.mode is off"
+        if self.data.mix is not None:
+            return "mixup and cutmix mix the pixels of images, so nothing can be kept per image"
+        if len(phase.trainable) == len(self.built.stages):
+            return "every stage trains, nothing is frozen"
+        return ""
+
+    def _prepare(self, phase: Phase, device: torch.device, *, forced: bool) -> Prepared:
+        forced = forced or self.config.mode is CacheMode.on
+        probe = Probe(self.built.model, self.data, device)
+        if not forced and not worth_finding(probe.least_seconds * phase.epochs):
+            text = human_seconds(probe.least_seconds * phase.epochs)
+            return Prepared.off(f"{phase.epochs} epochs of the whole model take only {text}")
+        cut = split(self.built.model, self.built.stages, probe.images)
+        proof = prove(cut, self.built.model, probe.images)
+        stored = harmless(cut, self.built.model, proof.values)
+        views = 1 + (self.config.views if is_random(self.data.augment) else 0)
+        store = self._store(cut, stored.dtypes, views)
+        images = self._images(("train", "val"), views)
+        costs = probe.costs(
+            phase,
+            cut,
+            proof.values,
+            views=views,
+            missing=int(store.missing(images).sum()),
+            bytes_per_view=store.bytes_per_view,
+            limit=self.cache.limit_bytes,
+            disk_free=free_bytes(self.cache.folder),
+        )
+        decision = decide(costs, forced=forced)
+        if not decision.use:
+            return Prepared.off(decision.reason)
+        facts = {"why": decision.reason, "kept": _kept_text(cut, stored, store)}
+        facts |= store.fill(images, self._engine(cut, device))
+        rows = {
+            "train": store.rows(self.data, "train", views),
+            "val": store.rows(self.data, "val", views=1),
+        }
+        whole_epochs = cut.linear is not None and phase.precision == "32-true"
+        step = self.data.batch_size * phase.accumulate if whole_epochs else 0
+        reading = Reading(cut, rows, step)
+        return Prepared(CachedDataModule(self.data, reading), facts)
+
+    def _store(self, cut: Split, dtypes: Sequence[str], views: int) -> _Store:
+        values = [
+            Field(value_name(i), shape, dtype)
+            for i, (shape, dtype) in enumerate(zip(cut.shapes, dtypes, strict=True))
+        ]
+        pooled = [
+            Field(f"pooled_{name}", (size,), "float32")
+            for name, size in zip(cut.pooled, cut.pooled_sizes, strict=True)
+        ]
+        shelves = []
+        for view in range(views):
+            key = {
+                "model": self.built.name,
+                "weights": cut.sha256,
+                "preprocessing": self.data.preprocessing.to_dict(),
+                "frontier": ", ".join(cut.nodes),
+                "view": view_key(view, self.data.augment, self.data.seed),
+                "tolerance": self.config.tolerance,
+            }
+            fields = [*values, *pooled] if view == CLEAN else values
+            shelves.append(self.cache.shelf(key, fields))
+        store = _Store(cut, shelves, self.data)
+        self._stores.append(store)
+        return store
+
+    def _images(self, splits: Sequence[str], views: int) -> _Images:
+        """Each image content of some splits once; train is read in all views, the rest clean."""
+        table = self.data.table
+        rows = pd.concat([table.split(name) for name in splits], ignore_index=True)
+        in_train = rows.loc[rows["split"] == "train", "sha256"]
+        rows = rows.drop_duplicates("sha256")
+        wanted = np.ones((len(rows), views), bool)
+        wanted[:, CLEAN + 1 :] = rows["sha256"].isin(in_train).to_numpy()[:, None]
+        return _Images(rows["sha256"].to_numpy(), rows["path"].to_numpy(), wanted)
+
+    def _engine(self, cut: Split, device: torch.device) -> Callable[[Tensor, int], Engine]:
+        def choose(images: Tensor, number: int) -> Engine:
+            return choose_engine(
+                cut.prefix,
+                images,
+                device=device,
+                images_to_run=number,
+                choice=self.config.engine,
+                tolerance=self.config.tolerance,
+                memory=self.config.path() / "engines.json",
+            )
+
+        return choose
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Contents (SHA-256), paths below the root, and which views of each are read."""
+
+    digests: NDArray[Any]
+    paths: NDArray[Any]
+    wanted: NDArray[np.bool_]
+
+
+class _Store:
+    """The shelves of one frontier, one a view; view 0 is clean and has the pooled stages, too."""
+
+    def __init__(self, cut: Split, shelves: Sequence[Shelf], data: ImageDataModule) -> None:
+        self.cut, self.shelves, self.data = cut, tuple(shelves), data
+
+    @property
+    def bytes_per_view(self) -> int:
+        """Size of the clean view, the largest."""
+        return sum(f.bytes for f in self.shelves[CLEAN].fields)
+
+    def close(self) -> None:
+        """Let others evict them."""
+        for shelf in self.shelves:
+            shelf.close()
+
+    def rows(self, data: ImageDataModule, name: str, views: int) -> list[Rows]:
+        """Rows of a split of the data in its order, a list entry a view."""
+        digests = data.table.split(name)["sha256"].tolist()
+        return [shelf.rows(digests) for shelf in self.shelves[:views]]
+
+    def missing(self, images: _Images) -> NDArray[np.bool_]:
+        """What of `images.wanted` is not kept yet."""
+        digests = images.digests.tolist()
+        shelves = self.shelves[: images.wanted.shape[1]]
+        kept = [shelf.present(digests) for shelf in shelves]
+        return images.wanted & ~np.stack(kept, axis=1)
+
+    def fill(self, images: _Images, choose: Callable[[Tensor, int], Engine]) -> dict[str, str]:
+        """Compute what is missing; returns what a person should know about it."""
+        missing = self.missing(images)
+        if not missing.any():
+            return {"computed": "nothing: all of it was in the cache"}
+        began, done = time.perf_counter(), 0
+        engine: Engine | None = None
+        with ExitStack() as open_writers, display.bar("frozen part", unit="views") as update:
+            writers = {
+                view: open_writers.enter_context(self.shelves[view].writing(int(number)))
+                for view, number in enumerate(missing.sum(axis=0))
+                if number
+            }
+            missing = self.missing(images)  # another job may have filled some meanwhile
+            total = int(missing.sum())
+            for pattern in np.unique(missing[missing.any(axis=1)], axis=0):
+                views = np.flatnonzero(pattern).tolist()
+                chosen = np.flatnonzero((missing == pattern).all(axis=1))
+                digests = images.digests[chosen]
+                indices: deque[Tensor] = deque()
+                batches = _flat(self._loader(images.paths[chosen], digests, views), indices)
+                first = next(batches)
+                engine = engine or choose(first, total)
+                for outputs in engine.run(itertools.chain([first], batches)):
+                    names = digests[indices.popleft().numpy()].tolist()
+                    by_view = [o.reshape(len(names), len(views), *o.shape[1:]) for o in outputs]
+                    for position, view in enumerate(views):
+                        # The pooled stages, which come last, are kept of the clean view only.
+                        fields = zip(self.shelves[view].fields, by_view, strict=False)
+                        arrays = {f.name: values[:, position].numpy() for f, values in fields}
+                        writers[view].append(names, arrays)
+                    done += len(names) * len(views)
+                    update(done, total)
+        if engine is None:
+            return {"computed": "nothing: another job has done it meanwhile"}
+        seconds = time.perf_counter() - began
+        speed = f"{done:,} views in {human_seconds(seconds)}, {done / seconds:.0f}/s with decoding"
+        return {"computed": speed, "engine": engine.line()}
+
+    def _loader(
+        self, paths: NDArray[Any], digests: NDArray[Any], views: Sequence[int]
+    ) -> Iterable[dict[str, Tensor]]:
+        dataset = ViewDataset(
+            [self.data.table.root / path for path in paths],
+            digests.tolist(),
+            views,
+            augment=self.data.augment,
+            preprocessing=self.data.preprocessing,
+            seed=self.data.seed,
+            max_pixels=self.data.max_pixels,
+        )
+        return view_loader(dataset, batch_views=BATCH_VIEWS, workers=self.data.num_workers)
+
+
+def _flat(loader: Iterable[dict[str, Tensor]], indices: deque[Tensor]) -> Iterator[Tensor]:
+    """Images (B * views, 3, H, W) of each batch; the indices of its images are queued."""
+    for batch in loader:
+        indices.append(batch["index"])
+        yield batch["images"].flatten(0, 1)
+
+
+def _kept_text(cut: Split, stored: Stored, store: _Store) -> str:
+    shapes = ", ".join(" x ".join(map(str, shape)) for shape in cut.shapes)
+    views = f"{len(store.shelves) - 1} augmented views beside the clean one"
+    return f"{shapes} at {', '.join(cut.nodes)} as {stored.text}; {views}"

@@ -1,0 +1,157 @@
+"""Batches of cached values instead of images, in the order and with the seeds of the images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from tl.cache import Rows
+from tl.data.datamodule import EpochSampler, ImageDataModule
+from tl.graph import Split
+
+BATCH_BYTES = 64 << 20  # of values in memory at once
+
+
+class CachedDataset(Dataset[dict[str, Any]]):
+    """Values of the images of one split; each epoch reads one view of them.
+
+    Args:
+        views: Rows of each view, in the order of the split's images.
+        names: Of the values, in the order of the suffix.
+        labels: Class index of each image.
+        first_epoch: Of the phase, as the sampler counts.
+    """
+
+    def __init__(
+        self,
+        views: Sequence[Rows],
+        names: Sequence[str],
+        labels: Sequence[int],
+        first_epoch: int = 0,
+    ) -> None:
+        self.views = tuple(views)
+        self.names = tuple(names)
+        self.labels = torch.tensor(labels, dtype=torch.long)
+        self.first_epoch = first_epoch
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        """A whole batch at once, as torch's loader asks for it: keys are (epoch, index)."""
+        view = self.views[(keys[0][0] - self.first_epoch) % len(self.views)]
+        indices = np.fromiter((index for _, index in keys), np.int64, len(keys))
+        rows = torch.from_numpy(indices)
+        values = [view.gather(name, indices) for name in self.names]
+        return {"values": values, "label": self.labels[rows], "index": rows}
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a phase needs to train on cached values.
+
+    Args:
+        split: The model, cut at the frontier of the phase.
+        rows: Split of the data -> rows of each view; view 0 is the clean one.
+        step_rows: Rows of an optimizer step where a batch holds many of them (`tl.heads`); 0: a
+            batch is a step.
+    """
+
+    split: Split
+    rows: dict[str, list[Rows]]
+    step_rows: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Fields of the values."""
+        return tuple(value_name(i) for i in range(len(self.split.shapes)))
+
+
+class CachedDataModule(pl.LightningDataModule):
+    """Batches `{"values": [...], "label", "index"}`; the counterpart of `ImageDataModule`.
+
+    Args:
+        images: Gives table, seed, batch size and the epochs' offset.
+        reading: Rows and frontier.
+    """
+
+    def __init__(self, images: ImageDataModule, reading: Reading) -> None:
+        super().__init__()
+        self.images = images
+        self.reading = reading
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Rows of train in the order that the images would have; each epoch another view."""
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Clean rows of val in the order of the table."""
+        return self.loader("val")
+
+    def loader(self, split: str) -> DataLoader[dict[str, Any]]:
+        """Clean rows of a split in the order of the table."""
+        return self._loader(split, shuffle=False)
+
+    def one_step_a_batch(self) -> None:
+        """No batches of many steps: Lightning shares gradients between devices after each batch."""
+        self.reading = replace(self.reading, step_rows=0)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps where a batch holds many of them, else 0."""
+        rows, step = len(self.images.table.split("train")), self.reading.step_rows
+        return math.ceil(rows / step) if step else 0
+
+    def rows_per_batch(self) -> int:
+        """Rows of a batch: where they are not a step, as many as memory should hold."""
+        step = self.reading.step_rows
+        if not step:
+            return self.images.batch_size
+        return max(BATCH_BYTES // self.reading.split.bytes_per_image // step, 1) * step
+
+    def _loader(self, split: str, *, shuffle: bool) -> DataLoader[dict[str, Any]]:
+        views = self.reading.rows[split]
+        offset = self.images.epoch_offset if shuffle else 0
+        dataset = CachedDataset(
+            views if shuffle else views[:1],
+            self.reading.names,
+            self.images.table.split(split)["label"].tolist(),
+            offset,
+        )
+        devices = self.trainer.world_size if self.trainer else 1
+        sampler = EpochSampler(
+            len(dataset),
+            seed=self.images.seed,
+            shuffle=shuffle,
+            epoch_offset=offset,
+            num_replicas=devices,
+            rank=self.trainer.global_rank if self.trainer and devices > 1 else 0,
+        )
+        batch = self.rows_per_batch()
+        if not self.reading.step_rows:
+            batch = max(1, batch // devices)
+        alone = shuffle and not self.reading.step_rows and len(sampler) % batch == 1
+        return DataLoader(
+            dataset,
+            batch_size=batch,
+            sampler=sampler,
+            drop_last=alone and len(sampler) > batch,
+            collate_fn=_as_it_is,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def value_name(number: int) -> str:
+    """Field of a frontier value on its shelf."""
+    return f"value{number}"
