@@ -40,6 +40,7 @@ COMPARED = 8  # images at most
 SHARE = 32  # one image in so many is spent on comparing
 CHUNKS = (2, 4, 8, 16, 32)
 TUNED = 100  # times the largest chunk: only then the best chunk is looked for
+GAIN = 0.2  # seconds: what a guess has to promise before the way without one is left
 DEAR = 1.0  # seconds: failures that cost less are found again rather than remembered
 # What the set-up of each way is called.
 WORK = {
@@ -94,7 +95,7 @@ class Engine:
         waiting: deque[Callable[[], Outputs]] = deque()
         for images in batches:
             waiting.append(self.runner.start(images))
-            if len(waiting) > 1:
+            if len(waiting) > self.runner.ahead:
                 yield waiting.popleft()()
         while waiting:
             yield waiting.popleft()()
@@ -243,8 +244,15 @@ class _Trial:
             "onnxruntime" in self.left or self._hopeless("onnxruntime")
         ):
             return math.inf  # the same engine, seconds later: for what cannot be traced
+        return self._promise(name)
+
+    def _promise(self, name: str) -> float:
+        """Seconds with an engine that was not tried: set-up, comparison, all images."""
         cost = self.memory.expected(name)
-        return cost.setup + self._seconds_ahead(cost.ratio * self.reference_seconds)
+        each = cost.ratio * self.reference_seconds
+        if name == "eager":
+            return cost.setup + self._seconds_ahead(each)
+        return cost.setup + GAIN + (1 + len(self.images)) * each + self._seconds_ahead(each)
 
     def _seconds_ahead(self, seconds_per_image: float) -> float:
         if self.device.type == "cuda":  # the processor loads meanwhile
@@ -285,8 +293,7 @@ class _Trial:
         for name in names:
             if name in self.left or name in self.tried or not (reason := self._hopeless(name)):
                 continue
-            cost = self.memory.expected(name)
-            if cost.setup + self._seconds_ahead(cost.ratio * self.reference_seconds) < total:
+            if self._promise(name) < total:
                 yield f"{_label(name)} left out, as an earlier job found: {reason}"
 
     def _set_up(self, name: str) -> Engine:

@@ -23,7 +23,13 @@ class UnavailableError(Exception):
 
 
 class Runner:
-    """Computes the outputs of batches of any size, as float32 tensors of the CPU."""
+    """Computes the outputs of batches of any size, as float32 tensors of the CPU.
+
+    Args:
+        ahead: Batches that may be under way while the outputs of one are used.
+    """
+
+    ahead = 0
 
     def start(self, images: Tensor) -> Callable[[], Outputs]:
         """Begin with a batch; calling what comes back waits for its outputs."""
@@ -60,8 +66,8 @@ class TorchRunner(Runner):
         self.chunk = chunk
         self.fixed = fixed
         self.bf16 = bf16
-        cuda = device.type == "cuda"
-        self._copies = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
+        self.ahead = 1 if device.type == "cuda" else 0
+        self._copies = torch.cuda.Stream(device) if self.ahead else None  # type: ignore[no-untyped-call]
 
     def __call__(self, images: Tensor) -> Outputs:
         """Outputs of `images`, waited for."""
