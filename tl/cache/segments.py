@@ -26,6 +26,7 @@ BLOCK = 16 << 20  # bytes of a file with a checksum of their own, so that thread
 PIECE = 1 << 20  # bytes read at once for a checksum: they stay in the processor's cache
 MOST_THREADS = 4
 HIDDEN = "."  # names that begin so are unfinished or on their way out
+FACTS_BYTES = 4096  # more than the facts of a segment take
 FACTS, INDEX = "segment.json", "index.bin"
 DIGEST = np.dtype("S32")  # a SHA-256; numpy compares equally long byte strings like numbers
 ENTRY = np.dtype([("digest", DIGEST), ("row", "<u4")])
@@ -179,6 +180,11 @@ class Partial:
         self._digests.append(digests)
         self.images += len(digests)
         self.bytes = sum(file.bytes for file in self._files) + ENTRY.itemsize * self.images
+
+    @property
+    def unwritten(self) -> int:
+        """Bytes that `commit` adds: the index, and the facts with their checksums."""
+        return ENTRY.itemsize * self.images + FACTS_BYTES
 
     def commit(self) -> Segment:
         """Finish the files, bring them to the disk, and put the segment in its place."""

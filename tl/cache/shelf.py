@@ -158,12 +158,13 @@ class Shelf:
         Ask `present` inside: before, another job may have been at it.
 
         Args:
-            images: How many are to come, as far as is known: where they cannot fit, that is said
-                now, not after hours.
+            images: How many `present` lacked, where that is known: if they cannot fit, it is said
+                now, not after hours. What another job adds meanwhile is taken off.
 
         Raises:
             CacheError: The folder is not writable, the disk is full, or the limit too small.
         """
+        known = len(self)
         try:
             self._open(make=True)
             lock = self._wait()
@@ -173,8 +174,9 @@ class Shelf:
             try:
                 self._tidy(locked=lock.held)
                 self._read()
-                if images:
-                    self._room(self.path, images * self.bytes_per_image)
+                coming = images - max(0, len(self) - known)
+                if coming > 0:
+                    self._room(self.path, coming * self.bytes_per_image)
             except OSError as error:
                 raise write_error(self.path.parent, error) from error
             writer = Writer(self, self._segment_bytes)
@@ -191,9 +193,9 @@ class Shelf:
                 self._remove_damaged()  # what `present` found meanwhile
             lock.release()
 
-    def make_room(self) -> None:
-        """Hold the size limit, with what is written but not yet visible."""
-        self._room(self.path, 0)
+    def make_room(self, coming: int) -> None:
+        """Hold the size limit, with all that is written and `coming` bytes beside it."""
+        self._room(self.path, coming)
 
     def add(self, segment: Segment) -> None:
         """Take in a segment that this process has just committed."""

@@ -79,7 +79,7 @@ class Writer:
         if partial is None:
             return
         try:
-            self._shelf.make_room()
+            self._shelf.make_room(partial.unwritten)
             segment = partial.commit()
         except OSError as error:
             self.discard()
