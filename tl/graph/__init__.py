@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from timm.layers import Linear as TimmLinear
 from torch import Tensor, fx, nn
 
-from tl.graph.cutting import LARGE, SMALL, Program, Value, extract, needed, suffix_program
+from tl.graph.cutting import LARGE, SMALL, Program, Value, extract, needed, suffix_program, write
 from tl.graph.errors import SplitError, first_line
 from tl.graph.proof import Proof, prove
 from tl.graph.tracing import Kind, Trace, frontier, keys, mark, parameters_of, trace
@@ -189,12 +190,12 @@ def _measure(
     """What cold nodes give for SMALL and for LARGE images."""
     graph, copies = extract(trace, nodes, hot)
     graph.output(tuple(copies[node] for node in nodes))
-    module = fx.GraphModule(trace.shadow, graph)
+    run = write(graph)  # a GraphModule would print its own errors
     enough = images.repeat(LARGE, 1, 1, 1)
     try:
         with torch.no_grad():
             small, large = (
-                dict(zip(nodes, module(enough[:n]), strict=True)) for n in (SMALL, LARGE)
+                dict(zip(nodes, run(trace.shadow, enough[:n]), strict=True)) for n in (SMALL, LARGE)
             )
     except Exception as error:  # anything: it is the model's own code
         raise SplitError(f"the traced model does not run ({first_line(error)})") from error
@@ -247,4 +248,4 @@ def _linear(
     if names or name is None or [len(value.shape) for value in values] != [1]:
         return None
     module = model.get_submodule(name)
-    return module if type(module) is nn.Linear else None
+    return module if type(module) in {nn.Linear, TimmLinear} else None

@@ -209,7 +209,7 @@ def suffix_program(
     numbers = {n for n, (_, large) in sizes.items() if not isinstance(large, Tensor)}
     stop = {*places, *numbers}
     output = next(node for node in trace.graph.nodes if node.op == "output")
-    wanted = needed(trace, [output], stop=stop)
+    wanted = needed(trace, [output, *trace.effects], stop=stop)
     graph = fx.Graph()
     inputs = [graph.placeholder(f"value{i}") for i in range(len(values))]
     held = [n for n in trace.graph.nodes if n in wanted and trace.constant(n) is not None]
@@ -233,11 +233,17 @@ def suffix_program(
             graph.output(fx.node.map_arg(node.args[0], copies.__getitem__))
         else:
             copies[node] = graph.node_copy(node, copies.__getitem__)
+    constants = tuple(c for n in held if (c := trace.constant(n)) is not None)
+    return Program(graph, constants, write(graph))
+
+
+def write(graph: fx.Graph) -> Callable[..., Any]:
+    """A graph as a function of the model and of the graph's inputs."""
     code = graph.python_code("self")
     scope = dict(code.globals)
-    exec(compile(code.src, "<suffix of tl.graph>", "exec"), scope)  # code that torch.fx wrote
-    constants = tuple(c for n in held if (c := trace.constant(n)) is not None)
-    return Program(graph, constants, scope["forward"])
+    exec(compile(code.src, "<tl.graph>", "exec"), scope)  # code that torch.fx wrote
+    function: Callable[..., Any] = scope["forward"]
+    return function
 
 
 def _number(graph: fx.Graph, name: str, value: fx.Node, small: Any, large: Any) -> Any:

@@ -45,6 +45,8 @@ def prove(split: Split, model: nn.Module, images: Tensor) -> Proof:
     Raises:
         SplitError: They differ by more than rounding.
     """
+    if len(images) < 2:
+        images = images.repeat(2, 1, 1, 1)
     try:
         forward, gradient, values = _compare(split, split.prefix, model, images)
         if not (forward <= FORWARD and gradient <= GRADIENT):
@@ -66,9 +68,8 @@ def prove(split: Split, model: nn.Module, images: Tensor) -> Proof:
 def _compare(
     split: Split, prefix: nn.Module, model: nn.Module, images: Tensor
 ) -> tuple[float, float, tuple[Tensor, ...]]:
-    with torch.no_grad():
-        values = tuple(prefix(images)[: len(split.nodes)])
-    # What mixes images, or stores them in another order, does not survive a new order.
+    values = _values(split, prefix, images)
+    # What stores the parts of images in another order does not survive a new order.
     order = torch.arange(len(images), device=images.device).roll(1)
     images, rows = images[order], [value[order].contiguous() for value in values]
 
@@ -94,6 +95,22 @@ def _compare(
         with torch.no_grad():
             forward = _difference([parts()], [whole()], 0.0)
     return forward, max(gradient, still), values
+
+
+def _values(split: Split, prefix: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
+    """Frontier values, each half of the images without the other one.
+
+    A prefix that mixes the images of a batch does not survive the company of others. The batch is
+    always as large as all images are: other sizes round differently.
+    """
+    number, half = len(images), len(images) // 2
+    rows = torch.arange(number, device=images.device)
+    with torch.no_grad():
+        first = prefix(images[rows % half])[: len(split.nodes)]
+        second = prefix(images[half + rows % (number - half)])[: len(split.nodes)]
+    return tuple(
+        torch.cat([a[:half], b[: number - half]]) for a, b in zip(first, second, strict=True)
+    )
 
 
 def _gradients(function: Callable[[], Tensor], model: nn.Module) -> list[Tensor]:

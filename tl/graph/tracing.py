@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import operator
 import re
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 from typing import Any
 
+from timm.layers import Linear as TimmLinear
 from timm.models import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 from torch.fx.proxy import ParameterProxy
@@ -68,6 +70,15 @@ class Trace:
         return {node: base for node, base in found if base is not None}
 
     @cached_property
+    def effects(self) -> set[fx.Node]:
+        """Nodes that change a buffer of the model."""
+        found: set[fx.Node] = set()
+        for node, base in self.overwrites.items():
+            if base.op == "get_attr" or base in found:
+                found.add(node)
+        return found
+
+    @cached_property
     def kinds(self) -> dict[fx.Node, Kind]:
         """What each node depends on."""
         found: dict[fx.Node, Kind] = {}
@@ -100,7 +111,8 @@ class _Tracer(fx.Tracer):
         )
         self.proxy_buffers = proxy_buffers
         self.whole: list[str] = []
-        self._leaves = tuple(get_notrace_modules())  # type: ignore[no-untyped-call]
+        # timm's own Linear is torch's but for scripting; taken whole, it is seen as what it is.
+        self._leaves = (*get_notrace_modules(), TimmLinear)  # type: ignore[no-untyped-call]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, self._leaves) or super().is_leaf_module(m, module_qualified_name)
@@ -148,7 +160,7 @@ def trace(model: nn.Module, *, train: bool) -> Trace:
         try:
             # Some models keep what they computed (attention biases); a traced value must not stay.
             shadow = _shadow(model)
-            graph = tracer.trace(shadow if train else shadow.eval())
+            graph = tracer.trace(shadow if train else shadow.eval(), _defaults(shadow))
         except Exception as found:  # anything: user code runs with proxies for tensors
             error = error or found
             continue
@@ -161,6 +173,12 @@ def trace(model: nn.Module, *, train: bool) -> Trace:
         msg = f"torch.fx cannot trace {type(model).__name__} ({first_line(error)})"
         raise SplitError(msg) from error
     return best[1]
+
+
+def _defaults(model: nn.Module) -> dict[str, Any]:
+    """What a model's forward gets besides the images (no mask, no flags)."""
+    arguments = inspect.signature(model.forward).parameters.values()
+    return {a.name: a.default for a in arguments if a.default is not inspect.Parameter.empty}
 
 
 def _shadow(model: nn.Module) -> nn.Module:
@@ -204,7 +222,7 @@ def _overwritten(node: fx.Node, model: nn.Module) -> fx.Node | None:
     return first if overwrites and isinstance(first, fx.Node) else None
 
 
-def draws(node: fx.Node, model: nn.Module) -> bool:
+def _draws(node: fx.Node, model: nn.Module, kinds: Mapping[fx.Node, Kind]) -> bool:
     """Whether a node draws random numbers or mixes the images of a batch, in the present modes."""
     name = _name(node)
     if node.op == "call_module":
@@ -215,8 +233,9 @@ def draws(node: fx.Node, model: nn.Module) -> bool:
     if name == "scaled_dot_product_attention":
         args = node.args[_SDPA_DROPOUT : _SDPA_DROPOUT + 1] or (node.kwargs.get("dropout_p", 0.0),)
         return isinstance(args[0], fx.Node) or float(args[0]) != 0  # type: ignore[arg-type]
-    if name == "batch_norm":
-        return bool(node.kwargs.get("training", False))
+    if name == "batch_norm":  # of weights, too (standardised convolutions)
+        of_data = kinds[node] is Kind.DATA
+        return of_data and node.kwargs.get("training") is not False
     return node.op in {"call_function", "call_method"} and name in _DRAWS
 
 
@@ -238,7 +257,7 @@ def _reads_metadata(node: fx.Node) -> bool:
 
 
 def mark(trace: Trace, trainable: Container[str], *, drawing: bool) -> set[fx.Node]:
-    """The hot nodes: whatever a trainable parameter reaches.
+    """The hot nodes: whatever a trainable parameter reaches, and what changes a buffer.
 
     Args:
         trace: Traced model.
@@ -251,8 +270,9 @@ def mark(trace: Trace, trainable: Container[str], *, drawing: bool) -> set[fx.No
         inputs = node.all_input_nodes
         if (
             any(n in hot or n in overwritten for n in inputs)
+            or node in trace.effects
             or any(name in trainable for name in parameters_of(node, trace.model))
-            or (drawing and draws(node, trace.model))
+            or (drawing and _draws(node, trace.model, trace.kinds))
         ):
             hot.add(node)
             if node in trace.overwrites:  # who reads it from here on reads what the hot node wrote
