@@ -71,6 +71,12 @@ def convolutions():
     return traced(prefix_of("test_efficientnet"), WholeNorms())
 
 
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """Leaves eager and ONNX Runtime, which need no half minute to set up."""
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+
+
 def expected(prefix, images):
     with torch.no_grad():
         return prefix(images)
@@ -168,7 +174,7 @@ def test_what_a_trace_bakes_in_is_found_and_said(tmp_path):
 
 
 def test_few_images_run_eagerly_and_many_by_the_engine_that_measured_fastest(
-    convolutions, tmp_path
+    convolutions, tmp_path, no_compiler
 ):
     memory = tmp_path / "deep" / "speeds.json"
     images = photos(16)
@@ -178,16 +184,14 @@ def test_few_images_run_eagerly_and_many_by_the_engine_that_measured_fastest(
     row = json.loads(memory.read_text())["rows"][0]
     assert row["engine"] == "onnxruntime"
     assert row["setup"] == pytest.approx(measured.setup_seconds)
-    # Ten seconds of eager: enough for an export, too few for a compiler.
-    many = int(10 / measured.eager_seconds_per_image)
     names = {}
-    for number in (10, many):
+    for number in (10, MANY):
         engine = choose_engine(
             convolutions, images, device=CPU, images_to_run=number, memory=memory
         )
         names[number] = engine.name
         assert_close(engine(images), expected(convolutions, images))
-    assert names == {10: "eager", many: "onnxruntime"}
+    assert names == {10: "eager", MANY: "onnxruntime"}
     line = measured.line()
     assert line.startswith("onnxruntime: ")
     assert " ms an image after " in line
@@ -195,15 +199,13 @@ def test_few_images_run_eagerly_and_many_by_the_engine_that_measured_fastest(
     assert ", difference " in line
 
 
-def test_what_failed_in_an_earlier_job_is_not_tried_again(tmp_path):
+def test_what_failed_in_an_earlier_job_is_not_tried_again(tmp_path, no_compiler):
     prefix, memory = Baked().eval(), tmp_path / "speeds.json"
     first = choose_engine(
         prefix, photos(4), device=CPU, images_to_run=1, choice="onnxruntime", memory=memory
     )
     assert first.name == "eager"
-    # Three seconds of eager: enough for an export, too few for a compiler.
-    number = int(3 / first.eager_seconds_per_image)
-    engine = choose_engine(prefix, photos(4), device=CPU, images_to_run=number, memory=memory)
+    engine = choose_engine(prefix, photos(4), device=CPU, images_to_run=MANY, memory=memory)
     assert engine.name == "eager"
     assert "onnxruntime left out, as an earlier job found: differs by" in engine.line()
 
@@ -276,8 +278,7 @@ def test_bf16_when_asked_for_says_its_own_tolerance(convolutions):
     assert choose_engine(convolutions, photos(4), device=CPU, images_to_run=100).name != "bf16"
 
 
-def test_no_compiler_is_a_reason_not_an_error(convolutions, monkeypatch):
-    monkeypatch.setenv("CXX", "/nowhere/g++")
+def test_no_compiler_is_a_reason_not_an_error(convolutions, no_compiler):
     engine = choose_engine(convolutions, photos(4), device=CPU, images_to_run=100, choice="compile")
     assert engine.name == "eager"
     assert "compile left out: torch.compile needs a C++ compiler" in engine.line()
