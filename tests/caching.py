@@ -12,7 +12,7 @@ import numpy as np
 
 from tl.cache import ActivationCache, Field, Shelf
 
-KEY = {"model": "resnet18.a1_in1k", "weights": "0" * 64, "frontier": ["layer4"], "view": "clean"}
+KEY = {"model": "resnet18.a1_in1k", "weights": "0" * 64, "frontier": "layer4", "view": "clean"}
 WIDTH = 64
 FIELDS = [Field("pooled", (WIDTH,)), Field("map", (3, 2, 2), "float16")]
 IMAGE = WIDTH * 4 + 12 * 2 + 36  # bytes of one image on disk

@@ -665,7 +665,8 @@ def test_the_command_shows_and_prunes(tl, tmp_path, cache):
     (tmp_path / "images" / "x-v1.parquet").write_bytes(bytes(2500))
     with cache.shelf(KEY, FIELDS) as shelf:
         fill(shelf, range(100))
-    put(cache, 7, images=12)
+    with cache.shelf({**KEY, "view": {"number": 7, "seed": 0}}, FIELDS) as other:
+        fill(other, range(12))
     done = tl("cache", folder)
     assert done.code == 0, done.err
     lines = done.out.splitlines()
@@ -679,14 +680,14 @@ def test_the_command_shows_and_prunes(tl, tmp_path, cache):
     done = tl("cache", folder, "older_than_days=30")
     assert "removed resnet18.a1_in1k at layer4, view clean: 3" in done.out
     assert "view 7" not in done.out.split("\n\n")[0]
-    assert views(cache) == [7]
+    assert [info.path for info in cache.shelves()] == [other.path]
 
-    with cache.shelf({**KEY, "view": 7}, FIELDS):
+    with cache.shelf({**KEY, "view": {"number": 7, "seed": 0}}, FIELDS):
         done = tl("cache", folder, "prune=all")
         assert "kept resnet18.a1_in1k at layer4, view 7: a running job reads it" in done.out
         assert "yes" in done.out
     assert tl("cache", folder, "prune=limit").code == 0
-    assert views(cache) == [7]
+    assert len(cache.shelves()) == 1
     assert "view 7" in tl("cache", folder, "prune=limit", "cache.max_gb=1e-6").out
     assert views(cache) == []
 

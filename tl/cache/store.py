@@ -47,12 +47,9 @@ class ShelfInfo:
         return f"{self.text('model')} at {self.text('frontier')}, view {self.text('view')}"
 
     def text(self, name: str) -> str:
-        """A part of the key: model, frontier, view."""
+        """A part of the key: model, frontier, view; of a view its number."""
         value = self.key.get(name, "?")
-        if not isinstance(value, list):
-            return str(value)
-        rest = f" and {len(value) - 1} more" if len(value) > 1 else ""
-        return f"{value[0]}{rest}" if value else "none"
+        return str(value.get("number", value) if isinstance(value, dict) else value)
 
 
 class ActivationCache:
@@ -76,7 +73,8 @@ class ActivationCache:
 
         Args:
             key: All that the values depend on, as plain JSON: hash of the weights, preprocessing,
-                frontier, view. `model`, `frontier` and `view` are shown by `tl cache`.
+                frontier, view. `model`, `frontier` and `view` are shown by `tl cache`; of a view
+                that is an object its `number`.
             fields: The arrays of each image.
         """
         whole = {"version": VERSION, "key": key, "fields": [asdict(field) for field in fields]}
