@@ -291,6 +291,25 @@ def test_tracing_stands_in_where_torch_export_refuses(model, photos, tmp_path, c
     assert files(tmp_path / "bundle") & {"model.onnx", "model.onnx.data"} == {"model.onnx"}
 
 
+def batch_in_another_place(logits):
+    """Once only for the batch of the example, unless that size stays open."""
+    return logits * (1 + logits.T.shape[1] - logits.shape[0])
+
+
+def without_traced_form(logits):
+    return logits + 0 * nn.functional.rms_norm(logits, (3,))
+
+
+@pytest.mark.parametrize("tail", [batch_in_another_place, without_traced_form])
+def test_torch_export_stands_in_where_tracing_errs(model, photos, tmp_path, tail, caplog, capfd):
+    with caplog.at_level(logging.DEBUG, logger="tl"):
+        report = export(tmp_path / "bundle", with_tail(model, tail), photos)
+    assert [r for r in caplog.records if r.levelno > logging.DEBUG] == []
+    assert "by torch.export, because tracing said" in caplog.text
+    assert capfd.readouterr() == ("", "")
+    assert report.largest_difference < 1e-5
+
+
 # --- wrong requests -----------------------------------------------------------------------------
 
 
