@@ -19,6 +19,7 @@ from tl.graph import Split, SplitError, prove, split
 from tl.models import HEAD, Stage, find_stages
 
 SMALL = {"layers": (1, 1, 1, 1)}
+SWIN = {"depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)}
 TINY = {"embed_dim": 48, "depth": 5, "num_heads": 3}
 # Family -> timm model, side of the images, arguments that make it smaller. All weights are random.
 FAMILIES: dict[str, tuple[str, int, dict[str, object]]] = {
@@ -29,7 +30,7 @@ FAMILIES: dict[str, tuple[str, int, dict[str, object]]] = {
     "legacy_senet": ("legacy_seresnet18", 64, {}),
     "wide_resnet": ("wide_resnet50_2", 64, SMALL),
     "res2net": ("res2net50_48w_2s", 64, SMALL),
-    "vgg": ("vgg11_bn", 64, {}),
+    "vgg": ("vgg11_bn", 64, {"mlp_ratio": 0.02}),
     "densenet": ("densenet121", 64, {"block_config": (2, 2, 2, 2)}),
     "dla": ("dla46x_c", 64, {}),
     "dpn": ("dpn48b", 64, {}),
@@ -67,13 +68,13 @@ FAMILIES: dict[str, tuple[str, int, dict[str, object]]] = {
     "eva02": ("eva02_tiny_patch14_224", 56, {"img_size": 56, **TINY}),
     "dinov2": ("vit_small_patch14_dinov2", 56, {"img_size": 56, **TINY}),
     "clip vit": ("vit_base_patch32_clip_224", 64, {"img_size": 64, **TINY}),
-    "swin": ("swin_tiny_patch4_window7_224", 64, {"img_size": 64, "depths": (2, 2, 2, 2)}),
+    "swin": ("swin_tiny_patch4_window7_224", 64, {"img_size": 64, "embed_dim": 24, **SWIN}),
     "maxvit": ("test_maxvit", 160, {}),
     "coatnet": ("test_coatnet", 160, {}),
     "mixer": ("mixer_s32_224", 64, {"img_size": 64}),
     "hiera": ("hiera_tiny_224", 64, {"img_size": 64}),
 }
-# With one value of each kind of model; the rest of the combinations is `slow`.
+# One of each kind of model; most of the other combinations are `slow`.
 QUICK = {"resnet", "efficientnet", "densenet", "convnext", "vit", "swin", "levit"}
 HEAVY = {
     "vgg",

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from tl.graph.cutting import LARGE, SMALL, Program, Value, extract, needed, suffix_program, write
 from tl.graph.errors import SplitError, first_line
 from tl.graph.proof import Proof, prove
-from tl.graph.tracing import Kind, Trace, frontier, keys, mark, parameters_of, trace
+from tl.graph.tracing import Kind, Trace, frontier, keys, mark, trace
 from tl.models import Stage, tensors_sha256
 
 __all__ = ["Proof", "Split", "SplitError", "prove", "split"]
@@ -84,9 +84,9 @@ def split(model: nn.Module, stages: Sequence[Stage], images: Tensor) -> Split:
         >>> from tl.models import build_model
         >>> built = build_model(ModelConfig(name="test_resnet", weights="none"), 2)
         >>> for name, parameter in built.model.named_parameters():
-        ...     parameter.requires_grad_(name in built.stages[-1].parameters) and None
-        >>> cut = split(built.model, built.stages, torch.zeros(2, 3, 64, 64))
-        >>> cut.shapes, cut.linear is built.model.get_classifier()
+        ...     _ = parameter.requires_grad_(name in built.stages[-1].parameters)
+        >>> parts = split(built.model.eval(), built.stages, torch.zeros(2, 3, 64, 64))
+        >>> parts.shapes, parts.linear is built.model.get_classifier()
         (((96,),), True)
     """
     train, test = trace(model, train=True), trace(model, train=False)
@@ -156,7 +156,7 @@ def _check_worth(trace: Trace, ends: Sequence[fx.Node], trainable: set[str]) -> 
     if not trainable:
         raise SplitError("no layer trains")
     inside = needed(trace, ends)
-    if not any(parameters_of(node, trace.model) for node in inside):
+    if not any(trace.reads[node] for node in inside):
         raise SplitError("nothing is frozen below the first trainable layer")
 
 
@@ -166,7 +166,7 @@ def _without_derived(trace: Trace, ends: Sequence[fx.Node]) -> list[fx.Node]:
     for node in reversed(ends):
         rest = [other for other in kept if other is not node]
         between = needed(trace, [node], stop=rest).difference(rest)
-        if not any(n.op == "placeholder" or parameters_of(n, trace.model) for n in between):
+        if not any(n.op == "placeholder" or trace.reads[n] for n in between):
             kept = rest
     return kept
 
@@ -176,7 +176,7 @@ def _stage_tops(trace: Trace, stages: Sequence[Stage], hot: set[fx.Node]) -> dic
     tops = {}
     for index, stage in enumerate(stages[:-1]):
         own = set(stage.parameters)
-        readers = [n for n in trace.graph.nodes if own & set(parameters_of(n, trace.model))]
+        readers = [n for n in trace.graph.nodes if own & set(trace.reads[n])]
         later = {name for s in stages[index + 1 :] for name in s.parameters}
         ends = frontier(trace, mark(trace, later, drawing=False))
         if readers and ends and not hot & {*readers, ends[-1]} and ends[-1].op != "placeholder":
@@ -191,7 +191,7 @@ def _measure(
     graph, copies = extract(trace, nodes, hot)
     graph.output(tuple(copies[node] for node in nodes))
     run = write(graph)  # a GraphModule would print its own errors
-    enough = images.repeat(LARGE, 1, 1, 1)
+    enough = images if len(images) >= LARGE else torch.cat([images] * LARGE)
     try:
         with torch.no_grad():
             small, large = (

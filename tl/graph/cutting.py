@@ -135,7 +135,8 @@ def extract(
     Returns:
         The new graph, and for every output the node in it.
     """
-    wanted = needed(trace, outputs, without=hot)
+    ends = set(outputs)
+    wanted = needed(trace, ends, without=hot)
     overwritten = {trace.overwrites.get(node) for node in wanted}
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
@@ -147,7 +148,7 @@ def extract(
             copies[node] = copies[node.all_input_nodes[0]]
         else:
             copies[node] = graph.node_copy(node, copies.__getitem__)
-        if node in outputs:
+        if node in ends:
             results[node] = copies[node]
             if node in overwritten:  # what comes later overwrites it
                 results[node] = graph.call_method("clone", (copies[node],))

@@ -64,6 +64,11 @@ class Trace:
         return value
 
     @cached_property
+    def reads(self) -> dict[fx.Node, list[str]]:
+        """Names of the parameters that each node itself reads."""
+        return {node: _parameters_of(node, self.model) for node in self.graph.nodes}
+
+    @cached_property
     def overwrites(self) -> dict[fx.Node, fx.Node]:
         """Node that works in place -> the node whose value it overwrites."""
         found = ((node, _overwritten(node, self.model)) for node in self.graph.nodes)
@@ -197,8 +202,7 @@ def _name(node: fx.Node) -> str:
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
 
 
-def parameters_of(node: fx.Node, model: nn.Module) -> list[str]:
-    """Names of the parameters that a node itself reads."""
+def _parameters_of(node: fx.Node, model: nn.Module) -> list[str]:
     target = str(node.target)
     if node.op == "call_module":
         return [f"{target}.{n}" for n, _ in model.get_submodule(target).named_parameters()]
@@ -271,7 +275,7 @@ def mark(trace: Trace, trainable: Container[str], *, drawing: bool) -> set[fx.No
         if (
             any(n in hot or n in overwritten for n in inputs)
             or node in trace.effects
-            or any(name in trainable for name in parameters_of(node, trace.model))
+            or any(name in trainable for name in trace.reads[node])
             or (drawing and _draws(node, trace.model, trace.kinds))
         ):
             hot.add(node)
