@@ -19,8 +19,8 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import fx, nn
 
 from tl.config import ConfigError
-from tl.engine import BF16_TOLERANCE, choose_engine, onnx
-from tl.engine.choosing import relative_difference
+from tl.engine import BF16_TOLERANCE, choose_engine, onnx, workers_and_threads
+from tl.engine.comparing import relative_difference
 from tl.engine.folding import fold_batchnorm
 from tl.engine.memory import Graph, Memory, machine
 from tl.engine.runners import UnavailableError, has_bf16
@@ -435,6 +435,23 @@ def test_differences_are_relative_to_the_largest_value():
     assert difference([1e-9], [0.0]) == inf
     with pytest.raises(UnavailableError, match="gives shapes"):
         relative_difference((torch.zeros(2, 3),), (torch.zeros(2, 4),))
+
+
+def test_cores_are_shared_by_what_decoding_and_network_need():
+    assert workers_and_threads(0.0055, 0.0085, 2) == (1, 2)
+    assert workers_and_threads(0.0055, 0.0025, 2) == (2, 1)  # small images: decoding is the work
+    assert workers_and_threads(0.0055, 0.2, 16) == (1, 16)
+    assert workers_and_threads(0.0055, 0.0, 16) == (16, 1)  # a GPU computes
+    assert workers_and_threads(0.0, 0.0, 4) == (2, 3)
+    for cores in (1, 2, 3, 8, 64):
+        for decode in (0.0, 1e-4, 0.005, 0.1):
+            workers, threads = workers_and_threads(decode, 0.01, cores)
+            assert 1 <= workers <= cores
+            assert 1 <= threads <= cores
+            # Neither side is what the other waits for, up to the slack of a tenth of a core.
+            ideal = cores / (decode + 0.01)
+            assert workers + 0.1 >= min(cores, ideal * decode)
+            assert threads >= ideal * 0.01 * 0.999
 
 
 @pytest.mark.slow

@@ -6,8 +6,7 @@ import logging
 import math
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from tl.config import ConfigError
+from tl.engine.comparing import relative_difference, timed
+from tl.engine.engines import BF16_TOLERANCE, Engine, milliseconds, power
 from tl.engine.memory import Cost, Memory, describe, machine
 from tl.engine.onnx import onnx_runner, quiet
 from tl.engine.runners import (
@@ -33,15 +34,12 @@ from tl.engine.runners import (
 log = logging.getLogger(__name__)
 
 CHOICES = ("auto", "eager", "compile", "onnxruntime", "bf16")
-# bf16 has 8 bits of mantissa: what it is held to where it was asked for, or on a GPU.
-BF16_TOLERANCE = 2e-2
 BF16_ROUNDING = 2.0**-8
 COMPARED = 8  # images at most
 SHARE = 32  # one image in so many is spent on comparing
 CHUNKS = (2, 4, 8, 16, 32)
 TUNED = 100  # times the largest chunk: only then the best chunk is looked for
 GAIN = 0.2  # seconds: what a guess has to promise before the way without one is left
-SHORT = 0.1  # seconds: measurements that are over sooner are repeated
 DEAR = 1.0  # seconds: failures that cost less are found again rather than remembered
 # What the set-up of each way is called.
 WORK = {
@@ -51,66 +49,6 @@ WORK = {
     "onnxruntime": "export",
     "onnxruntime-export": "export",
 }
-
-
-@dataclass
-class Engine:
-    """Runs a frozen network over batches of images.
-
-    Args:
-        name: "eager", "compile", "onnxruntime" or "bf16".
-        runner: Computes one batch.
-        tolerance: What `difference` was held to.
-        difference: Largest difference to the fp32 network as it is, relative to its largest value
-            of the same output; on images of the first batch.
-        seconds_per_image: Measured on the first batch.
-        setup_seconds: Until the first batch could be run.
-        eager_seconds_per_image: Of the fp32 network as it is.
-        work: What the set-up is called.
-        notes: Why engines that were tried or asked for are not this one.
-    """
-
-    name: str
-    runner: Runner
-    tolerance: float
-    difference: float = 0.0
-    seconds_per_image: float = math.nan
-    setup_seconds: float = 0.0
-    eager_seconds_per_image: float = math.nan
-    work: str = "preparation"
-    notes: tuple[str, ...] = ()
-
-    def __call__(self, images: Tensor) -> Outputs:
-        """Outputs of one batch.
-
-        Args:
-            images: (N, 3, H, W), any N of 1 or more; H and W of the first batch.
-
-        Returns:
-            Float32 tensors of the CPU, each (N, …).
-        """
-        return self.runner(images)
-
-    def run(self, batches: Iterable[Tensor]) -> Iterator[Outputs]:
-        """Outputs batch by batch; a GPU has the next one before the last one is handed out."""
-        waiting: deque[Callable[[], Outputs]] = deque()
-        for images in batches:
-            waiting.append(self.runner.start(images))
-            if len(waiting) > self.runner.ahead:
-                yield waiting.popleft()()
-        while waiting:
-            yield waiting.popleft()()
-
-    def line(self) -> str:
-        """One line: speed, set-up, difference, and why not another engine."""
-        other = "unprepared" if self.name == "eager" else "eager"
-        text = f"{self.name}: {_ms(self.seconds_per_image)} ms an image"
-        text += f" after {self.setup_seconds:.1f} s of {self.work}"
-        text += f" ({other} {_ms(self.eager_seconds_per_image)} ms)"
-        text += f", difference {_power(self.difference)}"
-        if self.tolerance == BF16_TOLERANCE:
-            text += f" (bf16 may differ by {BF16_TOLERANCE:g})"
-        return "; ".join([text, *self.notes])
 
 
 def choose_engine(
@@ -279,7 +217,7 @@ class _Trial:
 
     def _too_different(self, name: str, difference: float) -> str:
         allowed = self._allowed(name)
-        return f"differs by {_power(difference)} from fp32, and {_power(allowed)} is allowed"
+        return f"differs by {power(difference)} from fp32, and {power(allowed)} is allowed"
 
     def _notes(self, chosen: str, total: float, names: Iterable[str]) -> Iterator[str]:
         """What was tried, asked for or expected to be best, and is not the engine."""
@@ -287,7 +225,8 @@ class _Trial:
             yield f"{_label(name)} left out: {reason}"
         for name, engine in self.tried.items():
             if name not in (chosen, "eager"):
-                yield f"{_label(name)} left out: {_ms(engine.seconds_per_image)} ms an image"
+                slow = milliseconds(engine.seconds_per_image)
+                yield f"{_label(name)} left out: {slow} ms an image"
         for name in names:
             if name in self.left or name in self.tried or not (reason := self._hopeless(name)):
                 continue
@@ -382,38 +321,6 @@ class _Trial:
         runner.chunk = min(seconds, key=seconds.__getitem__)
 
 
-def timed(runner: Runner, batch: Tensor) -> tuple[Outputs, float]:
-    """Outputs of a batch and seconds an image, the least of three where they are short."""
-    best, spent = math.inf, 0.0
-    for _ in range(3):
-        begin = time.perf_counter()
-        outputs = runner(batch)
-        seconds = time.perf_counter() - begin
-        best, spent = min(best, seconds), spent + seconds
-        if spent > SHORT:
-            break
-    return outputs, best / len(batch)
-
-
-def relative_difference(outputs: Outputs, reference: Outputs) -> float:
-    """Largest difference, relative to the largest value of the same output; over all outputs.
-
-    Raises:
-        UnavailableError: Their numbers or shapes differ.
-    """
-    shapes = [tuple(t.shape) for t in outputs], [tuple(t.shape) for t in reference]
-    if shapes[0] != shapes[1]:
-        raise UnavailableError(f"gives shapes {shapes[0]}, eager {shapes[1]}")
-    worst = 0.0
-    for value, expected in zip(outputs, reference, strict=True):
-        same = (value == expected) | (value.isnan() & expected.isnan())
-        gap = torch.where(same, 0.0, (value - expected).abs()).max().item()
-        scale = expected.nan_to_num(0.0, 0.0, 0.0).abs().max().item()
-        if gap:
-            worst = max(worst, gap / scale if scale and not math.isnan(gap) else math.inf)
-    return worst
-
-
 def _cores() -> int:
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -421,11 +328,3 @@ def _cores() -> int:
 
 def _label(name: str) -> str:
     return {"onnxruntime-export": "onnxruntime by torch.export"}.get(name, name)
-
-
-def _ms(seconds: float) -> str:
-    return f"{1e3 * seconds:.3g}"
-
-
-def _power(value: float) -> str:
-    return f"{value:.0e}".replace("e-0", "e-").replace("0e+00", "0")
