@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
+from processes import finish, kill_when, start, timeless
 from safetensors.torch import load_file
 
 SETTINGS = [
@@ -28,36 +24,6 @@ SETTINGS = [
     "tracking.system_metrics=false",
     "seed=3",
 ]
-
-
-def start(*args: str) -> subprocess.Popen[str]:
-    code = "from tl.pipelines import main; main()"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, "train", *args],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=180)
-    assert process.returncode == 0, output
-    return output
-
-
-def kill_when(process: subprocess.Popen[str], file: Path) -> None:
-    deadline = time.monotonic() + 120
-    while not file.exists():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, f"{file} never appeared"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-
-
-def timeless(metrics: dict[str, float]) -> dict[str, float]:
-    return {k: v for k, v in metrics.items() if not k.endswith("_seconds")}
 
 
 def test_kill_in_phase_2_and_resume_equals_an_uninterrupted_run(image_folder, tmp_path):

@@ -146,7 +146,11 @@ class ClassificationModule(pl.LightningModule):
         assert self.split is not None
         assert self.split.linear is not None
         loop = self.trainer.fit_loop.epoch_loop
-        steps, total = loop.manual_optimization.optim_step_progress, self.head_steps
+        steps = loop.manual_optimization.optim_step_progress
+
+        def rate(step: int) -> float:
+            return warmup_cosine_share(step, self.head_steps, self.phase.warmup)
+
         with _single_thread():
             losses = train_epoch(
                 self.split.linear,
@@ -154,11 +158,14 @@ class ClassificationModule(pl.LightningModule):
                 embeddings,
                 labels,
                 batch_size=self.batch_size,
-                rate=lambda step: warmup_cosine_share(step, total, self.phase.warmup),
+                rate=rate,
                 first_step=steps.total.completed,
                 label_smoothing=self.phase.label_smoothing,
                 gradient_clip=self.phase.gradient_clip,
             )
+        # As a scheduler leaves it: the rate of the next step.
+        for group in self.optimizers(use_pl_optimizer=False).param_groups:  # type: ignore[union-attr]
+            group["lr"] = group["initial_lr"] * rate(steps.total.completed + len(losses))
         # Lightning counts one step a batch; the axis of the logs and `global_step` count them all.
         for count in (steps.total, steps.current):
             count.ready += len(losses)

@@ -16,8 +16,9 @@ from tl.graph import Split
 from tl.training.costs import PhaseCosts
 
 SAMPLE = 4  # images
-# Relative change of the gradients that float16 may make; a batch of 32 has a hundred times that.
-HARMLESS = 5e-3
+# Relative change of the gradients that rounding may make: bf16 arithmetic changes them as much, and
+# between two batches they differ by about their own size.
+HARMLESS = 2e-2
 
 
 @contextmanager
