@@ -443,7 +443,7 @@ def test_the_suffix_does_not_overwrite_cached_values():
     assert all(torch.equal(a, b) for a, b in zip(values, before, strict=True))
 
 
-def test_zero_weights_do_not_hide_a_wrong_gradient():
+def test_proof_leaves_zero_weights_and_random_numbers_as_they_were():
     model, stages, images = toy(lambda x: x.mean((2, 3)))
     nn.init.zeros_(model.head.weight)
     parts = split(model, stages, images)
