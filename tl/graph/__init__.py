@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from timm.layers import Linear as TimmLinear
+from timm.layers.linear import Linear as TimmLinear
 from torch import Tensor, fx, nn
 
 from tl.graph.cutting import LARGE, SMALL, Program, Value, extract, needed, suffix_program, write
@@ -248,4 +248,6 @@ def _linear(
     if names or name is None or [len(value.shape) for value in values] != [1]:
         return None
     module = model.get_submodule(name)
-    return module if type(module) in {nn.Linear, TimmLinear} else None
+    if isinstance(module, nn.Linear) and type(module) in {nn.Linear, TimmLinear}:
+        return module
+    return None

@@ -13,7 +13,7 @@ from enum import IntEnum
 from functools import cached_property
 from typing import Any
 
-from timm.layers import Linear as TimmLinear
+from timm.layers.linear import Linear as TimmLinear
 from timm.models import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 from torch.fx.proxy import ParameterProxy
