@@ -21,7 +21,8 @@ from tl.engine.runners import Outputs, Runner, UnavailableError, first_line
 
 # Protocol buffers end at 2 GB; the rest of the graph is small.
 MAX_IN_MEMORY = 1_900_000_000
-_EXPORT = threading.Lock()  # the exporters keep state of their own in globals
+# Exporters, levels of loggers and filters of warnings are global: one set-up at a time.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 class OnnxRunner(Runner):
@@ -74,7 +75,7 @@ def onnx_runner(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     size = sum(t.nbytes for t in [*base.parameters(), *base.buffers()])
     try:
-        with _EXPORT, quiet(), tempfile.TemporaryDirectory(prefix="tl-engine-") as folder:
+        with quiet(), tempfile.TemporaryDirectory(prefix="tl-engine-") as folder:
             place = Path(folder, "prefix.onnx") if size > MAX_IN_MEMORY else io.BytesIO()
             _export(base, example, place, len(outputs), traced)
             model = str(place) if isinstance(place, Path) else place.getvalue()
@@ -112,13 +113,14 @@ def quiet() -> Iterator[None]:
     """Exporters and compilers speak of their inner life; what matters, the engine's line says."""
     names = ("torch", "torch.onnx", "torch.export", "torch._dynamo", "torch._inductor")
     loggers = [logging.getLogger(name) for name in (*names, "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    with _ONE_AT_A_TIME:
+        levels = [logger.level for logger in loggers]
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

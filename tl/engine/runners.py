@@ -15,7 +15,11 @@ from torch import Tensor, fx, nn
 from tl.engine.folding import fold_batchnorm
 
 Outputs = tuple[Tensor, ...]
-CHUNK = 8  # images at once on a CPU: more of a convolutional network falls out of its caches
+
+
+def chunk_size(device: torch.device) -> int | None:
+    """Images at once: few on a CPU, or the values of a layer fall out of its caches."""
+    return max(4, 2 * torch.get_num_threads()) if device.type == "cpu" else None
 
 
 class UnavailableError(Exception):
@@ -143,7 +147,7 @@ def prepared(base: nn.Module) -> nn.Module:
 
 def plain(base: nn.Module, device: torch.device) -> TorchRunner:
     """The fp32 network as it is: what every engine is compared with."""
-    return TorchRunner(base, device, chunk=CHUNK if device.type == "cpu" else None)
+    return TorchRunner(base, device, chunk=chunk_size(device))
 
 
 def eager(base: nn.Module, device: torch.device, *, bf16: bool = False) -> TorchRunner:
@@ -154,12 +158,17 @@ def eager(base: nn.Module, device: torch.device, *, bf16: bool = False) -> Torch
     """
     if bf16 and not has_bf16(device):
         raise UnavailableError(f"this {device.type} has no bf16 arithmetic")
-    chunk = CHUNK if device.type == "cpu" else None
-    return TorchRunner(prepared(base), device, chunk=chunk, bf16=bf16)
+    return TorchRunner(prepared(base), device, chunk=chunk_size(device), bf16=bf16)
 
 
 def compiled(base: nn.Module, device: torch.device, *, batch: int, bf16: bool) -> TorchRunner:
     """`torch.compile` with frozen weights, for one batch size; the first call compiles.
+
+    Args:
+        base: In eval mode.
+        device: Where it lies.
+        batch: Images of a usual batch.
+        bf16: Compute under autocast.
 
     Raises:
         UnavailableError: There is no C++ compiler.
@@ -167,7 +176,8 @@ def compiled(base: nn.Module, device: torch.device, *, batch: int, bf16: bool) -
     if device.type == "cpu" and not any(map(shutil.which, _compilers())):
         raise UnavailableError("torch.compile needs a C++ compiler, such as g++, and there is none")
     module = torch.compile(prepared(base), dynamic=False, options={"freezing": True})
-    return TorchRunner(module, device, chunk=batch, fixed=True, bf16=bf16)
+    chunk = min(batch, chunk_size(device) or batch)
+    return TorchRunner(module, device, chunk=chunk, fixed=True, bf16=bf16)
 
 
 def _compilers() -> tuple[str, ...]:
