@@ -43,7 +43,7 @@ RATES = [f"{10 ** (-4 + 3 * i / 19):.2e}" for i in range(20)]
 TIMES = 5
 # Who works, by the first matching place in a stack of the main thread.
 SHARES = {
-    "audit": r"\b(audit|stage_hashes|tensors_sha256) \(",
+    "audit": r"\b(audit|stage_hashes) \(",
     "tracking": r"/mlflow/|/tl/tracking/|LearningRateMonitor",
     "tables": r"/tl/(display|figures)\.py|/tl/runs/|predictions_table|stage_rows",
 }

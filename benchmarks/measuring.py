@@ -82,8 +82,9 @@ class Results:
             lines.write(json.dumps(line, default=str) + "\n")
 
     def findings(self, **where: Any) -> list[Finding]:
-        """What an earlier series found under the same circumstances."""
+        """What an earlier series found under the same circumstances, whatever the commit."""
         wanted = {"kind": "finding", **where, **self.circumstances}
+        wanted.pop("commit", None)
         lines = self.file.read_text().splitlines() if self.file.exists() else []
         rows = [row for row in map(json.loads, lines) if wanted.items() <= row.items()]
         keys = ("measure", "value", "goal", "at_least")

@@ -85,13 +85,16 @@ thread (9): QueueFeeder;work (/lib/torch/data.py:9) 50
 
 def test_findings_are_kept_and_found_again(module, tmp_path):
     measuring = module("measuring")
-    results = measuring.Results(tmp_path / "deep" / "results.jsonl", {"data": "four"})
+    file = tmp_path / "deep" / "results.jsonl"
+    measuring.Results(file, {"data": "tiny"}).add("job", {"tool": "tl"}, line="probe", repeat=0)
+    results = measuring.Results(file, {"data": "four", "commit": "a"})
     for repeat, value in enumerate((3.0, 1.0, 1.2)):
         row = {"measure": "a / b", "value": value, "goal": 1.5, "at_least": True}
         results.add("finding", row, line="probe", repeat=repeat)
     assert results.findings(line="probe", repeat=1) == [measuring.Finding("a / b", 1.0, 1.5)]
     assert results.findings(line="fastai") == []
-    assert measuring.Results(results.file, {"data": "tiny"}).findings(line="probe") == []
+    assert measuring.Results(file, {"data": "tiny"}).findings(line="probe") == []
+    assert measuring.Results(file, {"data": "four", "commit": "b"}).findings(line="probe")
     [median] = measuring.medians(results.findings(line="probe"))
     assert (median.value, median.reached) == (1.2, False)
     assert median.words == "| a / b | ≥ 1.5 | 1.2, missed |"
