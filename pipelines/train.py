@@ -25,7 +25,6 @@ def train(config: TrainConfig) -> TrainResult:
     began = time.perf_counter()
     folder, config = runs.open_run(config)
     training.prepare(config.trainer, config.seed, config.callbacks, config.logger)
-
     models.check_request(config.model, pretrained=config.finetune.pretrained)
     # A table of (image, label, split), every image looked at once
     with display.bar("checking images") as progress:
