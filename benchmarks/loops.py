@@ -25,6 +25,7 @@ from tl.finetuning import Phase, build_plan, freeze, parameter_groups, set_modes
 from tl.models import BuiltModel, build_model
 from tl.module import warmup_cosine
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Parts = tuple[TrainConfig, BuiltModel, ImageDataModule, Phase]
 
 
@@ -49,14 +50,11 @@ def eager(settings: list[str]) -> dict[str, Any]:
     file = None if config.model.weights == "none" else config.model.weights
     overlay = {"pretrained_cfg_overlay": {"file": file}} if file else {}
     model = timm.create_model(name, pretrained=bool(file), num_classes=0, **overlay).eval()
-    loader, device = (
-        images.loader("all"),
-        torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-    )
+    loader = images.loader("all")
     began = time.perf_counter()
-    model.to(device)
+    model.to(DEVICE)
     for batch in loader:
-        model(batch["image"].to(device)).cpu()
+        model(batch["image"].to(DEVICE)).cpu()
     return {"images": len(images.table.split("all")), "seconds": time.perf_counter() - began}
 
 
@@ -66,10 +64,9 @@ def prefix(settings: list[str]) -> dict[str, Any]:
 
     config, built, images, phase = parts(settings)
     freeze(built.model, built.stages, phase)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     activations = Activations(config.cache, built, images)
     began = time.perf_counter()
-    prepared = activations.prepare(phase, device, as_before=None)
+    prepared = activations.prepare(phase, DEVICE, as_before=None)
     seconds = time.perf_counter() - began
     activations.close()
     if prepared.data is None:
@@ -81,7 +78,7 @@ def prefix(settings: list[str]) -> dict[str, Any]:
 def plain(settings: list[str]) -> dict[str, Any]:
     """Epochs of a PyTorch loop that does the work of a phase, and nothing else."""
     _, built, images, phase = parts(settings)
-    model = built.model
+    model = built.model.to(DEVICE)
     freeze(model, built.stages, phase)
     train, val = images.train_dataloader(), images.val_dataloader()
     optimizer = torch.optim.AdamW(parameter_groups(model, built.stages, phase), lr=phase.head_lr)
@@ -92,7 +89,7 @@ def plain(settings: list[str]) -> dict[str, Any]:
         train.sampler.set_epoch(epoch)  # type: ignore[attr-defined] # tl's sampler has it
         set_modes(model, freeze_batch_norm=phase.freeze_batch_norm)
         for batch in train:
-            loss = F.cross_entropy(forward(model, batch), batch["label"])
+            loss = F.cross_entropy(forward(model, batch), batch["label"].to(DEVICE))
             optimizer.zero_grad()
             loss.backward()
             if phase.gradient_clip:
@@ -101,15 +98,16 @@ def plain(settings: list[str]) -> dict[str, Any]:
             schedule.step()
         model.eval()
         with torch.inference_mode():
-            found = [(forward(model, b).argmax(1) == b["label"]).sum().item() for b in val]
-        hits = sum(found)
+            found = [forward(model, b).argmax(1).cpu() == b["label"] for b in val]
+        hits = int(torch.cat(found).sum())
         seconds.append(time.perf_counter() - began)
     return {"epochs": seconds, "accuracy": hits / len(images.table.split("val"))}
 
 
 def forward(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Logits, channels last."""
-    logits: Tensor = model(batch["image"].contiguous(memory_format=torch.channels_last))
+    images = batch["image"].to(DEVICE).contiguous(memory_format=torch.channels_last)
+    logits: Tensor = model(images)
     return logits
 
 
