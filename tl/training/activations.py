@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,9 +18,10 @@ from torch import Tensor
 from tl import display
 from tl.cache import ActivationCache, CacheError, Field, Rows, Shelf, free_bytes
 from tl.config import ActivationsConfig, CacheMode
-from tl.data.datamodule import ImageDataModule
+from tl.data.check import usable_cores
+from tl.data.datamodule import FEW_IMAGES, ImageDataModule
 from tl.data.views import CLEAN, ViewDataset, is_random, view_key, view_loader
-from tl.engine import Engine, choose_engine
+from tl.engine import Engine, choose_engine, workers_and_threads
 from tl.finetuning import Phase
 from tl.graph import Split, SplitError, prove, split
 from tl.models import BuiltModel
@@ -30,6 +30,10 @@ from tl.training.costs import decide, human_seconds, worth_finding
 from tl.training.probing import Probe, Stored, harmless
 
 BATCH_VIEWS = 32
+FIRST = 8  # views that the engines are compared on
+LONG_SECONDS = 30.0
+
+_EngineFor = Callable[[ViewDataset, int], tuple[Engine, int]]
 
 
 @dataclass(frozen=True)
@@ -187,17 +191,39 @@ class Activations:
         wanted[:, CLEAN + 1 :] = rows["sha256"].isin(in_train).to_numpy()[:, None]
         return _Images(rows["sha256"].to_numpy(), rows["path"].to_numpy(), wanted)
 
-    def _engine(self, cut: Split, device: torch.device) -> Callable[[Tensor, int], Engine]:
-        def choose(images: Tensor, number: int) -> Engine:
-            return choose_engine(
-                cut.prefix,
-                images,
-                device=device,
-                images_to_run=number,
-                choice=self.config.engine,
-                tolerance=self.config.tolerance,
-                memory=self.config.path() / "engines.json",
-            )
+    def _engine(self, cut: Split, device: torch.device) -> _EngineFor:
+        """How to find the engine for a data set of so many views, and its loader processes."""
+
+        def choose(dataset: ViewDataset, number: int) -> tuple[Engine, int]:
+            began = time.perf_counter()
+            some = range(min(max(FIRST // len(dataset.views), 2), len(dataset)))
+            first = torch.cat([dataset[i]["images"] for i in some])
+            decode = (time.perf_counter() - began) / len(first)
+            cores = usable_cores()
+
+            def engine_of(threads: int, choice: str) -> Engine:
+                return choose_engine(
+                    cut.prefix,
+                    first,
+                    device=device,
+                    images_to_run=number,
+                    choice=choice,
+                    tolerance=self.config.tolerance,
+                    memory=self.config.path() / "engines.json",
+                    threads=threads,
+                    loading_seconds=decode / cores,
+                )
+
+            engine = engine_of(cores, self.config.engine)
+            on_cpu = device.type == "cpu"
+            core_seconds = engine.seconds_per_image * cores if on_cpu else 0.0
+            workers, threads = workers_and_threads(decode, core_seconds, cores)
+            # Making it again pays only where threads would stand in each other's way for long.
+            if on_cpu and threads < cores and number * engine.seconds_per_image > LONG_SECONDS:
+                engine = engine_of(threads, engine.name)
+            if number < FEW_IMAGES:
+                workers = 0
+            return engine, workers if self.data.num_workers is None else self.data.num_workers
 
         return choose
 
@@ -239,13 +265,13 @@ class _Store:
         kept = [shelf.present(digests) for shelf in shelves]
         return images.wanted & ~np.stack(kept, axis=1)
 
-    def fill(self, images: _Images, choose: Callable[[Tensor, int], Engine]) -> dict[str, str]:
+    def fill(self, images: _Images, engine_for: _EngineFor) -> dict[str, str]:
         """Compute what is missing; returns what a person should know about it."""
         missing = self.missing(images)
         if not missing.any():
             return {"computed": "nothing: all of it was in the cache"}
         began, done = time.perf_counter(), 0
-        engine: Engine | None = None
+        engine, workers = None, 0
         with ExitStack() as open_writers, display.bar("frozen part", unit="views") as update:
             writers = {
                 view: open_writers.enter_context(self.shelves[view].writing(int(number)))
@@ -258,11 +284,13 @@ class _Store:
                 views = np.flatnonzero(pattern).tolist()
                 chosen = np.flatnonzero((missing == pattern).all(axis=1))
                 digests = images.digests[chosen]
+                dataset = self._dataset(images.paths[chosen], digests, views)
+                engine, workers = (
+                    engine_for(dataset, total) if engine is None else (engine, workers)
+                )
+                loader = view_loader(dataset, batch_views=BATCH_VIEWS, workers=workers)
                 indices: deque[Tensor] = deque()
-                batches = _flat(self._loader(images.paths[chosen], digests, views), indices)
-                first = next(batches)
-                engine = engine or choose(first, total)
-                for outputs in engine.run(itertools.chain([first], batches)):
+                for outputs in engine.run(_flat(loader, indices)):
                     names = digests[indices.popleft().numpy()].tolist()
                     by_view = [o.reshape(len(names), len(views), *o.shape[1:]) for o in outputs]
                     for position, view in enumerate(views):
@@ -278,10 +306,10 @@ class _Store:
         speed = f"{done:,} views in {human_seconds(seconds)}, {done / seconds:.0f}/s with decoding"
         return {"computed": speed, "engine": engine.line()}
 
-    def _loader(
+    def _dataset(
         self, paths: NDArray[Any], digests: NDArray[Any], views: Sequence[int]
-    ) -> Iterable[dict[str, Tensor]]:
-        dataset = ViewDataset(
+    ) -> ViewDataset:
+        return ViewDataset(
             [self.data.table.root / path for path in paths],
             digests.tolist(),
             views,
@@ -290,7 +318,6 @@ class _Store:
             seed=self.data.seed,
             max_pixels=self.data.max_pixels,
         )
-        return view_loader(dataset, batch_views=BATCH_VIEWS, workers=self.data.num_workers)
 
 
 def _flat(loader: Iterable[dict[str, Tensor]], indices: deque[Tensor]) -> Iterator[Tensor]:
