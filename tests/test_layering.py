@@ -22,18 +22,21 @@ MAY_IMPORT = {
     "cache": {"config"},
     "engine": {"config"},
     "heads": set(),
+    "files": set(),
     "module": {"config", "finetuning", "graph", "heads", "models"},
     "evaluation": {"config"},
     "figures": {"evaluation"},
     "display": {"evaluation", "figures"},
     "training": {
         *("config", "data", "models", "finetuning", "graph", "cache", "engine", "module"),
-        *("evaluation", "display"),
+        *("evaluation", "display", "files"),
     },
     "export": {"config", "bundle", "models", "runs"},
-    "predictions": {"config", "bundle"},
+    "predictions": {"config", "bundle", "files"},
     "tracking": {"config"},
-    "runs": {"config", "data", "models", "finetuning", "training", "evaluation", "figures"},
+    "runs": {
+        *("config", "data", "models", "finetuning", "training", "evaluation", "figures", "files"),
+    },
 }
 
 

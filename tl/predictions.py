@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tl.bundle import IMAGE_SUFFIXES
 from tl.config import RequestError
+from tl.files import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,19 +78,18 @@ def write_predictions(table: pd.DataFrame, path: Path) -> None:
     Raises:
         PredictError: The file cannot be written.
     """
-    part = path.with_name(f"{path.name}.part")
+    kind = path.suffix.lower()
     try:
-        if path.suffix.lower() == ".parquet":
-            rows = table.copy()
-            rows["top"] = rows["top"].map(lambda top: [{"label": c, "score": p} for c, p in top])
-            rows.to_parquet(part, index=False)
-        elif path.suffix.lower() == ".csv":
-            texts = ["|".join(f"{c}:{p:.6f}" for c, p in top) for top in table["top"]]
-            table.assign(top=texts).to_csv(part, index=False)
-        else:
-            table.to_json(part, orient="records", indent=1, force_ascii=False)
-        part.replace(path)
+        with replacing(path) as part:
+            if kind == ".parquet":
+                rows = table.copy()
+                rows["top"] = rows["top"].map(lambda t: [{"label": c, "score": p} for c, p in t])
+                rows.to_parquet(part, index=False)
+            elif kind == ".csv":
+                texts = ["|".join(f"{c}:{p:.6f}" for c, p in top) for top in table["top"]]
+                table.assign(top=texts).to_csv(part, index=False)
+            else:
+                table.to_json(part, orient="records", indent=1, force_ascii=False)
     except OSError as error:
-        part.unlink(missing_ok=True)
         msg = f"output: cannot write {path}: {error.strerror or error}"
         raise PredictError(msg) from error

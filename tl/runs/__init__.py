@@ -16,6 +16,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tl.config import NO_YAML, ConfigError, Interrupted, TlError, TrainConfig, to_yaml, validate
+from tl.files import replacing
 from tl.runs.contents import golden_images, job_facts, job_params, where, write_results
 
 if TYPE_CHECKING:  # so that `tl train --help` loads neither torch nor pandas
@@ -135,12 +136,10 @@ class RunFolder:
 
     def _write(self, name: str, text: str) -> Path:
         path = self.path / name
-        part = path.with_name(f"{path.name}.part")
         try:
-            part.write_text(text)
-            part.replace(path)
+            with replacing(path) as part:
+                part.write_text(text)
         except OSError as error:
-            part.unlink(missing_ok=True)
             msg = f"cannot write {path}: {error.strerror}"
             if error.errno == errno.ENOSPC:  # the job failed, the request was right
                 raise TlError(f"{msg}; free some space, then continue with resume=") from error

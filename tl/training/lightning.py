@@ -23,6 +23,7 @@ from pytorch_lightning.loggers import Logger
 
 from tl import display
 from tl.config import TRUSTED_TARGETS, ConfigError
+from tl.files import replacing
 from tl.finetuning import Phase
 from tl.module import ClassificationModule, TrainingError
 from tl.training.state import read_checkpoint
@@ -316,19 +317,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             TrainingError: The disk is full or not writable; what was there before is intact.
         """
         path = Path(path)
-        part = path.with_name(f"{path.name}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
+            with replacing(path) as part, part.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            part.replace(path)
         except (
             OSError,
             RuntimeError,
         ) as error:  # torch's writer turns a full disk into RuntimeError
-            part.unlink(missing_ok=True)
             # torch's writer hides why the file underneath did not take its bytes.
             reason = error.__context__ if isinstance(error.__context__, OSError) else error
             state = (

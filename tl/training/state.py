@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
+from tl.files import replacing
 from tl.module import TrainingError
 
 PROGRESS = "progress.json"
@@ -82,13 +83,11 @@ def load_model(model: nn.Module, checkpoint: Path) -> None:
 def save_weights(model: nn.Module, folder: Path) -> Path:
     """Write the weights of a finished plan as `model.safetensors`, for export."""
     path = folder / WEIGHTS
-    part = path.with_name(f"{WEIGHTS}.part")
     state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
     try:
-        save_file(state, part)
-        part.replace(path)
+        with replacing(path) as part:
+            save_file(state, part)
     except (OSError, RuntimeError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
         msg = f"cannot write {path} ({error}); free some space, then continue with resume="
         raise TrainingError(msg) from error
     return path
@@ -116,13 +115,11 @@ def read_progress(folder: Path) -> tuple[list[PhaseResult], list[dict[str, Any]]
 
 def write_progress(folder: Path, done: list[PhaseResult], rows: list[dict[str, Any]]) -> None:
     """Write what `read_progress` reads, in one move."""
-    part = folder / f"{PROGRESS}.part"
     text = json.dumps({"phases": [asdict(r) for r in done], "history": rows}, indent=1)
     try:
-        part.write_text(text)
-        part.replace(folder / PROGRESS)
+        with replacing(folder / PROGRESS) as part:
+            part.write_text(text)
     except OSError as error:
-        part.unlink(missing_ok=True)
         msg = f"cannot write {folder / PROGRESS} ({error}); free some space, then use resume="
         raise TrainingError(msg) from error
 
@@ -140,7 +137,8 @@ def write_decision(folder: Path, *, cached: bool) -> None:
     path = folder / DECISION
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"cached": cached}))
+        with replacing(path) as part:
+            part.write_text(json.dumps({"cached": cached}))
     except OSError as error:
         msg = f"cannot write {path} ({error}); free some space, then use resume="
         raise TrainingError(msg) from error
