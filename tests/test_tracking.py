@@ -15,11 +15,13 @@ import pytorch_lightning as pl
 import timm
 import torch
 from PIL import Image
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 from tl.bundle import Bundle, Preprocessing
 from tl.config import Interrupted, TlError, TrackingConfig
 from tl.export import ModelCard, write_bundle
-from tl.tracking import StoreError, TrackingError, default_uri, start_run, tracked
+from tl.tracking import StoreError, TrackingError, check_store, default_uri, start_run, tracked
 from tl.tracking import environment as described
 
 REPO = Path(__file__).parents[1]
@@ -461,6 +463,29 @@ def test_importing_the_room_loads_neither_mlflow_nor_torch():
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=REPO, check=True
     )
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("pool", ["QueuePool", "NullPool"])
+def test_a_new_store_is_made_without_syncs_and_written_with_them(tmp_path, monkeypatch, pool):
+    monkeypatch.setenv("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", pool)
+    levels = {"CREATE": set(), "INSERT": set()}
+
+    def note(_connection, cursor, statement, *_):
+        level = cursor.connection.execute("PRAGMA synchronous").fetchone()[0]
+        levels.get(statement.split()[0], set()).add(level)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        new = f"sqlite:///{tmp_path}/new.db"
+        check_store(TrackingConfig(uri=new), resume=False)
+        assert levels["CREATE"] == {0}
+        levels["INSERT"].clear()
+        with job(new, tmp_path / "out") as run:
+            run.log_params({"a": 1})
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+    assert levels == {"CREATE": {0}, "INSERT": {2}}
+    assert stored(new, run).data.params == {"a": "1"}
 
 
 @pytest.mark.slow

@@ -7,10 +7,11 @@ import logging
 import os
 import re
 import socket
+import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tl.config import RequestError, TlError, TrackingConfig
@@ -132,8 +133,8 @@ def open_store(uri: str) -> MlflowClient:
 
     kind = urlsplit(uri).scheme
     try:
-        if sqlite_file(uri):
-            with _one_at_a_time(sqlite_file(uri)):
+        if file := sqlite_file(uri):
+            with _one_at_a_time(file), nullcontext() if file.stat().st_size else _without_syncs():
                 client = MlflowClient(uri)
                 client.search_experiments(max_results=1)
             return client
@@ -152,9 +153,8 @@ def open_store(uri: str) -> MlflowClient:
 
 
 @contextmanager
-def _one_at_a_time(file: Path | None) -> Iterator[None]:
+def _one_at_a_time(file: Path) -> Iterator[None]:
     """Let one process alone make the tables of a new database; others wait for it."""
-    assert file is not None
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("ab"):  # says at once that a path cannot be written; MLflow retries for an hour
         pass
@@ -165,6 +165,32 @@ def _one_at_a_time(file: Path | None) -> Iterator[None]:
         yield
     finally:
         os.close(folder)
+
+
+@contextmanager
+def _without_syncs() -> Iterator[None]:
+    """Let MLflow make its tables without waiting for the disk after each of 400 steps.
+
+    That waiting is most of the time that it takes. What a job records afterwards is synced as ever,
+    and with it the tables.
+    """
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    connections = []
+
+    def relax(connection: Any, _record: object) -> None:
+        connections.append((connection, connection.execute("PRAGMA synchronous").fetchone()[0]))
+        connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", relax)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "connect", relax)
+        for connection, level in connections:
+            with suppress(sqlite3.ProgrammingError):  # some pools have closed it by now
+                connection.execute(f"PRAGMA synchronous = {level}")
 
 
 def _check_database(uri: str) -> None:
