@@ -21,9 +21,14 @@ def test_the_new_file_takes_the_place_of_the_old_one(tmp_path):
 def test_an_error_leaves_what_was_there(tmp_path, error):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(type(error)), replacing(path) as part:
-        part.write_text("half")
-        raise error
+
+    def fail_half_way():
+        with replacing(path) as part:
+            part.write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail_half_way()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
