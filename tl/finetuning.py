@@ -143,11 +143,20 @@ def set_modes(model: nn.Module, *, freeze_batch_norm: bool) -> None:
         freeze_batch_norm: Also keep the running statistics of BatchNorm layers that train.
     """
     model.train()
+    _still(model)
     for module in model.modules():
-        parameters = list(module.parameters())
-        frozen = parameters and not any(p.requires_grad for p in parameters)
-        if frozen or (freeze_batch_norm and isinstance(module, _BatchNorm)):
+        if freeze_batch_norm and isinstance(module, _BatchNorm):
             module.eval()
+
+
+def _still(module: nn.Module) -> None:
+    """Put the largest frozen parts of a module into eval mode; walks into none of them twice."""
+    flags = [p.requires_grad for p in module.parameters()]
+    if flags and not any(flags):
+        module.eval()
+    elif any(flags):
+        for child in module.children():
+            _still(child)
 
 
 # --- learning rates -----------------------------------------------------------------------------
