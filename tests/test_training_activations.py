@@ -186,3 +186,10 @@ def test_kill_in_a_cached_phase_and_resume_equals_an_uninterrupted_run(image_fol
     left, right = (json.loads((run / "metrics.json").read_text()) for run in (whole, broken))
     assert timeless(left) == timeless(right)
     pd.testing.assert_frame_equal(history(whole), history(broken), check_exact=True)
+
+
+def test_after_the_job_nothing_is_held(train, tmp_path):
+    train("run", HEAD, "cache=on")
+    kept = ActivationCache(tmp_path / "cache/activations", limit_bytes=10**9)
+    assert kept.shelves()
+    assert not any(shelf.in_use for shelf in kept.shelves())

@@ -131,7 +131,7 @@ def run_plan(
     done, rows = read_progress(folder)
     load_kept(built.model, folder, done)
     activations = Activations(cache or ActivationsConfig(), built, data)
-    predictor = Predictor(built.model, data, torch.device("cpu"))
+    predictor = Predictor(built.model, data, torch.device("cpu"), activations)
     for number, phase in enumerate(plan.phases):
         if number < len(done):
             display.say(
@@ -149,9 +149,13 @@ def run_plan(
         )
         steps = sum(result.steps for result in done)
         best_before = min((r.best_loss for r in done), default=float("inf"))
-        result, history = fit.run(
-            trainer, callbacks or {}, loggers_from(steps), log_facts, best_before=best_before
-        )
+        try:
+            result, history = fit.run(
+                trainer, callbacks or {}, loggers_from(steps), log_facts, best_before=best_before
+            )
+        except BaseException:
+            activations.close()
+            raise
         done.append(result)
         rows += history
         write_progress(folder, done, rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,6 @@ from tl.data.datamodule import ImageDataModule
 from tl.evaluation import Report, evaluate, predictions_table
 from tl.training.activations import Activations
 from tl.training.cached import CachedDataModule
-
-Predict = Callable[[str], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -52,12 +51,17 @@ class Predictor:
                 return _predict(self.model, lambda b: suffix(b["values"]), loader, self.device)
         return predict(self.model, self.data.loader(split), self.device)
 
+    def close(self) -> None:
+        """Let other jobs evict what this one has read."""
+        if self.activations is not None:
+            self.activations.close()
 
-def judge(predictions: Predict, data: ImageDataModule) -> tuple[list[Report], pd.DataFrame]:
+
+def judge(predictions: Predictor, data: ImageDataModule) -> tuple[list[Report], pd.DataFrame]:
     """Reports and predictions of val and, where there is one, of test.
 
     Args:
-        predictions: Probabilities (N, classes) and labels (N,) of a split, in its order.
+        predictions: Of the trained model; lets go of the cache at the end.
         data: Names the images.
 
     Returns:
@@ -65,12 +69,13 @@ def judge(predictions: Predict, data: ImageDataModule) -> tuple[list[Report], pd
     """
     reports, tables = [], []
     classes = data.table.classes
-    for split in ("val", "test"):
-        rows = data.table.split(split)
-        if len(rows):
-            probabilities, labels = predictions(split)
-            reports.append(evaluate(probabilities.numpy(), labels.numpy(), classes, split))
-            tables.append(predictions_table(rows, probabilities.numpy(), classes))
+    with closing(predictions):
+        for split in ("val", "test"):
+            rows = data.table.split(split)
+            if len(rows):
+                probabilities, labels = predictions(split)
+                reports.append(evaluate(probabilities.numpy(), labels.numpy(), classes, split))
+                tables.append(predictions_table(rows, probabilities.numpy(), classes))
     return reports, pd.concat(tables, ignore_index=True)
 
 
