@@ -457,6 +457,16 @@ with start_run(TrackingConfig(), experiment="e", run_name="r", output_dir=out, r
     assert sorted(p.name for p in elsewhere.iterdir()) == ["mlartifacts", "mlflow.db"]
 
 
+def test_mlflow_reports_its_use_to_nobody(tmp_path):
+    # Without pytest's and a CI's variables, which switch the reports off, too.
+    plain = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(REPO)}
+    script = "import tl, mlflow.telemetry; print(mlflow.telemetry.get_telemetry_client())"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=plain, check=True
+    )
+    assert done.stdout == "None\n"
+
+
 def test_importing_the_room_loads_neither_mlflow_nor_torch():
     script = "import sys, tl.tracking; print(sorted({'mlflow', 'torch'} & set(sys.modules)))"
     done = subprocess.run(

@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING, Any
 # network a tenth; alone it takes the same, a small network 1.4 times (benchmarks/wait_policy.py).
 # libgomp reads this when torch is loaded, so it stands here.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# MLflow reports its use to its makers, and waits for a network at the end where there is none. tl
+# contacts nobody unasked; MLFLOW_DISABLE_TELEMETRY=false allows it. MLflow reads this on import.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 if TYPE_CHECKING:
     from tl.bundle import Bundle as Bundle
