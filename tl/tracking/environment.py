@@ -7,6 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,12 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.strip()
 
 
+@cache
 def packages() -> dict[str, str]:
-    """Installed distributions and their versions, by name."""
-    found = {d.metadata["Name"]: d.version for d in metadata.distributions() if d.metadata["Name"]}
+    """Installed distributions and their versions, by name; read once, they stay for a process."""
+    # Each `metadata` parses its file again, and each file is hundreds of lines.
+    about = [distribution.metadata for distribution in metadata.distributions()]
+    found = {text["Name"]: text["Version"] for text in about if text["Name"]}
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
 
