@@ -268,7 +268,7 @@ class ActivationsConfig(CacheConfig):
         common=True,
     )
     views: int = setting(
-        2,
+        1,
         "augmented views kept of each training image beside the clean one; each epoch reads "
         "another; 0: clean only",
         low=0,
