@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import ast
 import errno
+import gc
 import importlib
 import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from tl.pipelines.commandline import (
 
 Job = Callable[[Any], Any]
 HERE = Path(__file__).parent
+_own_process = False  # whether a command line started it
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -46,6 +49,7 @@ def pipelines() -> dict[str, str]:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry of the console script `tl`."""
+    _claim(argv)
     args = sys.argv[1:] if argv is None else argv
     known = pipelines()
     if not args or args[0] in {"-h", "--help", "help"}:
@@ -90,7 +94,36 @@ def run(name: str, job: Job, argv: list[str] | None = None) -> None:
         return
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _interrupt)
-    sys.exit(_exit_code(name, job, args))
+    _claim(argv)
+    code = _exit_code(name, job, args)
+    if _own_process:
+        gc.freeze()  # what is left goes with the process; looking through it takes two seconds
+    sys.exit(code)
+
+
+def _claim(argv: list[str] | None) -> None:
+    """Remember that the process is ours, as no caller gave us arguments."""
+    global _own_process
+    _own_process = _own_process or argv is None
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Import without the garbage collector, and keep it off what was imported.
+
+    torch, timm and Lightning bring a million objects that stay to the end; to look through them
+    again and again takes a third of the time of their import. In somebody else's process, where tl
+    is a library, the objects stay with the collector.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if _own_process:
+            gc.freeze()
+        if enabled:
+            gc.enable()
 
 
 def _exit_code(name: str, job: Job, args: list[str]) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tl.config import EvaluateConfig
-from tl.pipelines import run
+from tl.pipelines import loading, run
 
 if TYPE_CHECKING:
     from tl.evaluation import Report
@@ -26,11 +26,12 @@ def evaluate(config: EvaluateConfig) -> Report:
         BundleError: `config.bundle` is no bundle.
         DataError: The folder cannot be read, or has a class that the bundle does not know.
     """
-    from tl import data, display
-    from tl.bundle import Bundle
-    from tl.evaluation import evaluate as judge
-    from tl.evaluation import predictions_table
-    from tl.runs import RunFolder
+    with loading():
+        from tl import data, display
+        from tl.bundle import Bundle
+        from tl.evaluation import evaluate as judge
+        from tl.evaluation import predictions_table
+        from tl.runs import RunFolder
 
     bundle = Bundle.load(config.bundle)
     with display.bar("checking images") as progress:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tl.config import ExportRunConfig
-from tl.pipelines import run
+from tl.pipelines import loading, run
 
 
 def export(config: ExportRunConfig) -> Path:
@@ -21,9 +21,10 @@ def export(config: ExportRunConfig) -> Path:
         RunError: `config.run` is no run.
         ExportError: Training is not finished, or the seal breaks.
     """
-    from tl import display
-    from tl.export import export_run
-    from tl.runs import RunFolder
+    with loading():
+        from tl import display
+        from tl.export import export_run
+        from tl.runs import RunFolder
 
     target = Path(config.output_dir).absolute() if config.output_dir else None
     bundle, seal = export_run(RunFolder(Path(config.run).absolute()), config.export, target)

@@ -6,7 +6,7 @@ imported when a run starts, so that `tracking.enabled=false` costs nothing.
 
 from __future__ import annotations
 
-from .run import check_store, start_run
+from .run import check_store, load, start_run
 from .store import StoreError, TrackingError, default_uri
 from .tracked import TrackedRun
 
@@ -16,5 +16,6 @@ __all__ = [
     "TrackingError",
     "check_store",
     "default_uri",
+    "load",
     "start_run",
 ]

@@ -21,6 +21,7 @@ from .store import (
     open_store,
     reason_of,
     redacted,
+    sqlite_file,
 )
 from .tracked import TrackedRun
 
@@ -28,6 +29,15 @@ log = logging.getLogger(__name__)
 
 RECORD = "run.json"
 SYSTEM_SECONDS = 5.0  # between two samples of the system metrics
+
+
+def load(config: TrackingConfig) -> None:
+    """Import what a run needs of MLflow, so that the caller chooses when; nothing if it is off."""
+    if config.enabled and _rank() == 0:
+        import mlflow.pyfunc
+
+        if sqlite_file(default_uri(config)):
+            import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
 
 def check_store(config: TrackingConfig, *, resume: bool) -> None:
