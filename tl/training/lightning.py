@@ -76,7 +76,7 @@ def prepare(
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     build({**trainer, "logger": False, "enable_progress_bar": False}, "trainer")
     pl.seed_everything(seed, workers=True, verbose=False)
-    # It comes with `deterministic: warn` and costs a tenth of a step; nothing here reads such memory.
+    # Comes with `deterministic: warn` and costs a tenth of a step; nothing here reads such memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
