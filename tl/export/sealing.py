@@ -102,7 +102,9 @@ def torch_probabilities(
     with torch.inference_mode():
         for start in range(0, len(paths), batch_size):
             images = [transform(open_image(path)) for path in paths[start : start + batch_size]]
-            rows.append(model(torch.stack(images)).softmax(-1).numpy())
+            # The order in which convolutions run fastest on a CPU; the values stay the same.
+            batch = torch.stack(images).contiguous(memory_format=torch.channels_last)
+            rows.append(model(batch).softmax(-1).numpy())
     return np.concatenate(rows)
 
 
