@@ -120,7 +120,8 @@ def loading() -> Iterator[None]:
     try:
         yield
     finally:
-        if _own_process:
+        # Once: a later job of the same process would keep what the one before left behind.
+        if _own_process and not gc.get_freeze_count():
             gc.freeze()
         if enabled:
             gc.enable()
