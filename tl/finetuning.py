@@ -143,20 +143,29 @@ def set_modes(model: nn.Module, *, freeze_batch_norm: bool) -> None:
         freeze_batch_norm: Also keep the running statistics of BatchNorm layers that train.
     """
     model.train()
-    _still(model)
+    _still(model, {})
     for module in model.modules():
         if freeze_batch_norm and isinstance(module, _BatchNorm):
             module.eval()
 
 
-def _still(module: nn.Module) -> None:
-    """Put the largest frozen parts of a module into eval mode; walks into none of them twice."""
-    flags = [p.requires_grad for p in module.parameters()]
-    if flags and not any(flags):
+def _still(module: nn.Module, trains: dict[int, bool | None]) -> None:
+    """Put the frozen parts of a module into eval mode; every epoch does it, so each is seen once.
+
+    Args:
+        module: To begin with.
+        trains: Whether a part has parameters that train; None: it has no parameters.
+    """
+    if not trains:
+        for part in reversed([*module.modules()]):
+            flags = [p.requires_grad for p in part.parameters(recurse=False)]
+            flags += [t for c in part.children() if (t := trains.get(id(c))) is not None]
+            trains[id(part)] = any(flags) if flags else None
+    if trains[id(module)] is False:
         module.eval()
-    elif any(flags):
+    elif trains[id(module)]:
         for child in module.children():
-            _still(child)
+            _still(child, trains)
 
 
 # --- learning rates -----------------------------------------------------------------------------

@@ -26,8 +26,9 @@ from tl.finetuning import Phase
 from tl.graph import Split, SplitError, prove, split
 from tl.models import BuiltModel
 from tl.training.cached import CachedDataModule, Reading, value_name
-from tl.training.costs import decide, human_seconds, worth_finding
+from tl.training.costs import Decision, decide, human_seconds, worth_finding
 from tl.training.probing import Probe, Stored, harmless
+from tl.training.proofs import Proofs
 
 BATCH_VIEWS = 32
 FIRST = 8  # views that the engines are compared on
@@ -73,6 +74,7 @@ class Activations:
         self.cache = ActivationCache(
             config.path() / "activations", limit_bytes=int(config.max_gb * 1e9)
         )
+        self.proofs = Proofs(config.path() / "proofs.json")
         self._stores: list[_Store] = []
 
     def close(self) -> None:
@@ -126,23 +128,24 @@ class Activations:
         if not forced and not worth_finding(probe.least_seconds * phase.epochs):
             text = human_seconds(probe.least_seconds * phase.epochs)
             return Prepared.off(f"{phase.epochs} epochs of the whole model take only {text}")
-        cut = split(self.built.model, self.built.stages, probe.images)
-        proof = prove(cut, self.built.model, probe.images)
-        stored = harmless(cut, self.built.model, proof.values)
+        cut = split(self.built.model, self.built.stages, probe.noise)
+        stored = self.proofs.of(cut, self.built, phase, lambda: self._prove(cut, probe))
         views = 1 + (self.config.views if is_random(self.data.augment) else 0)
         store = self._store(cut, stored.dtypes, views)
         images = self._images(("train", "val"), views)
-        costs = probe.costs(
-            phase,
-            cut,
-            proof.values,
-            views=views,
-            missing=int(store.missing(images).sum()),
-            bytes_per_view=store.bytes_per_view,
-            limit=self.cache.limit_bytes,
-            disk_free=free_bytes(self.cache.folder),
-        )
-        decision = decide(costs, forced=forced)
+        if missing := int(store.missing(images).sum()):
+            costs = probe.costs(
+                phase,
+                cut,
+                views=views,
+                missing=missing,
+                bytes_per_view=store.bytes_per_view,
+                limit=self.cache.limit_bytes,
+                disk_free=free_bytes(self.cache.folder),
+            )
+            decision = decide(costs, forced=forced)
+        else:
+            decision = Decision(True, "all of it is there")
         if not decision.use:
             return Prepared.off(decision.reason)
         facts = {"why": decision.reason, "kept": _kept_text(cut, stored, store)}
@@ -155,6 +158,10 @@ class Activations:
         step = self.data.batch_size * phase.accumulate if whole_epochs else 0
         reading = Reading(cut, rows, step)
         return Prepared(CachedDataModule(self.data, reading), facts)
+
+    def _prove(self, cut: Split, probe: Probe) -> Stored:
+        proof = prove(cut, self.built.model, probe.images())
+        return harmless(cut, self.built.model, proof.values)
 
     def _store(self, cut: Split, dtypes: Sequence[str], views: int) -> _Store:
         values = [

@@ -35,7 +35,7 @@ def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 class Probe:
-    """A few clean images of train, and the seconds that they take.
+    """Seconds that a phase takes, measured on a few images.
 
     Args:
         model: Frozen for the phase; left as it is.
@@ -43,35 +43,36 @@ class Probe:
         device: Where the phase trains.
 
     Attributes:
-        images: (SAMPLE, 3, H, W), channels last.
-        decode: Seconds an image of reading and preprocessing, with all loaders at work.
+        noise: (SAMPLE, 3, H, W), channels last.
         whole: Seconds an image of the whole model in eval mode.
     """
 
     def __init__(self, model: nn.Module, data: ImageDataModule, device: torch.device) -> None:
         self.model, self.data, self.device = model, data, device
-        dataset = data.dataset("train", augment=False)
-        began = time.perf_counter()
-        items = [dataset[i]["image"] for i in range(min(SAMPLE, len(dataset)))]
-        self.decode = (time.perf_counter() - began) / len(items) / torch.get_num_threads()
-        images = torch.stack(items if len(items) > 1 else items * 2)
-        self.images = images.contiguous(memory_format=torch.channels_last)
-        inputs = self.images.to(device)
+        noise = torch.rand(SAMPLE, *data.preprocessing.input_size, generator=torch.Generator())
+        self.noise = noise.contiguous(memory_format=torch.channels_last)
+        inputs = self.noise.to(device)
         with evaluating(model, device), torch.no_grad():
             self.whole = self._seconds(lambda: model(inputs))
+
+    def images(self) -> Tensor:
+        """Clean images of train (SAMPLE, 3, H, W), channels last."""
+        dataset = self.data.dataset("train", augment=False)
+        items = [dataset[i]["image"] for i in range(min(SAMPLE, len(dataset)))]
+        images = torch.stack(items if len(items) > 1 else items * 2)
+        return images.contiguous(memory_format=torch.channels_last)
 
     @property
     def least_seconds(self) -> float:
         """Seconds that an epoch with the whole model takes at the very least."""
         table = self.data.table
         images = len(table.split("train")) + len(table.split("val"))
-        return images * (self.whole + self.decode)
+        return images * self.whole
 
     def costs(
         self,
         phase: Phase,
         cut: Split,
-        values: Sequence[Tensor],
         *,
         views: int,
         missing: int,
@@ -84,13 +85,20 @@ class Probe:
         Args:
             phase: About to begin.
             cut: The model, cut at the frontier of the phase.
-            values: Of the sample.
             views: Kept for each image of train, the clean one among them.
             missing: Views of images that are not in the cache yet.
             bytes_per_view: Size of what is kept of one view of one image.
             limit: Bytes that the cache may hold.
             disk_free: Bytes free where the cache is.
         """
+        dataset = self.data.dataset("train", augment=False)
+        began = time.perf_counter()
+        for i in range(some := min(SAMPLE, len(dataset))):
+            dataset[i]
+        # All loaders are at work at once.
+        decode = (time.perf_counter() - began) / some / torch.get_num_threads()
+        with torch.no_grad():
+            values = cut.prefix(self.noise)[: len(cut.shapes)]
         inputs = [value.to(self.device) for value in values]
 
         def step() -> None:
@@ -108,9 +116,9 @@ class Probe:
             val_images=len(self.data.table.split("val")),
             views=views,
             missing=missing,
-            whole_train=below + train + self.decode,
-            whole_eval=self.whole + self.decode,
-            prefix=below + self.decode,
+            whole_train=below + train + decode,
+            whole_eval=self.whole + decode,
+            prefix=below + decode,
             suffix_train=train,
             suffix_eval=above,
             bytes_per_view=bytes_per_view,
@@ -127,7 +135,7 @@ class Probe:
         work()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return (time.perf_counter() - began) / len(self.images)
+        return (time.perf_counter() - began) / SAMPLE
 
 
 @dataclass(frozen=True)
