@@ -336,5 +336,6 @@ def _flat(loader: Iterable[dict[str, Tensor]], indices: deque[Tensor]) -> Iterat
 
 def _kept_text(cut: Split, stored: Stored, store: _Store) -> str:
     shapes = ", ".join(" x ".join(map(str, shape)) for shape in cut.shapes)
-    views = f"{len(store.shelves) - 1} augmented views beside the clean one"
+    number = len(store.shelves) - 1
+    views = f"{number} augmented view{'s' * (number != 1)} beside the clean one"
     return f"{shapes} at {', '.join(cut.nodes)} as {stored.text}; {views}"
