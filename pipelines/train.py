@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from tl.config import TrainConfig, to_yaml
-from tl.pipelines import run
+from tl.pipelines import loading, run
 from tl.runs import TrainResult
 
 
@@ -20,8 +20,10 @@ def train(config: TrainConfig) -> TrainResult:
         >>> import tl
         >>> tl.train(tl.compose("train", ["data.root=photos"])).metrics["val/acc"]  # doctest: +SKIP
     """
-    from tl import data, display, export, finetuning, models, runs, tracking, training
+    with loading():
+        from tl import data, display, export, finetuning, models, runs, tracking, training
 
+        tracking.load(config.tracking)
     began = time.perf_counter()
     folder, config = runs.open_run(config)
     training.prepare(config.trainer, config.seed, config.callbacks, config.logger)
@@ -35,12 +37,8 @@ def train(config: TrainConfig) -> TrainResult:
     built = models.build_model(config.model, table.classes, pretrained=config.finetune.pretrained)
     images = data.ImageDataModule.from_config(table, built.preprocessing, config)
     # Phases, each with its stages and learning rates
-    plan = finetuning.build_plan(
-        config.finetune,
-        built,
-        train_images=len(table.split("train")),
-        batch_size=config.data.batch_size,
-    )
+    sizes = {"train_images": len(table.split("train")), "batch_size": config.data.batch_size}
+    plan = finetuning.build_plan(config.finetune, built, **sizes)
     tracking.check_store(config.tracking, resume=folder.resumed)
     runs.create(folder, config, table, built, plan)
     display.facts(runs.run_name(config), runs.job_facts(table, built, plan))
