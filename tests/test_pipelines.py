@@ -26,8 +26,10 @@ RUN_FILES = {
     "checkpoints/model.json",
     "checkpoints/model.safetensors",
     "checkpoints/progress.json",
+    "checkpoints/1-head/activations.json",
     "checkpoints/1-head/best.ckpt",
     "checkpoints/1-head/last.ckpt",
+    "checkpoints/2-all/activations.json",
     "checkpoints/2-all/best.ckpt",
     "checkpoints/2-all/last.ckpt",
 }
@@ -402,22 +404,22 @@ def test_help_lists_every_pipeline_in_well_under_a_second():
     began = time.monotonic()
     done = script("--help")
     assert done.code == 0
-    for name in ("demo", "evaluate", "export", "predict", "train"):
+    for name in ("cache", "demo", "evaluate", "export", "predict", "train"):
         assert f"\n  {name}" in done.out
     assert time.monotonic() - began < 5, "torch was imported?"
 
 
-@pytest.mark.parametrize("name", ["demo", "evaluate", "export", "predict", "train"])
+@pytest.mark.parametrize("name", ["cache", "demo", "evaluate", "export", "predict", "train"])
 def test_help_of_a_pipeline_shows_its_keys(tl, name):
     done = tl(name, "--help")
     assert done.code == 0
-    assert "output_dir" in done.out
+    assert {"cache": "prune"}.get(name, "output_dir") in done.out
     assert "Settings used most" in done.out
 
 
 def test_a_misspelt_pipeline_is_refused_with_the_nearest_name(tl):
     tl("trian").refused("no pipeline trian; did you mean train?")
-    tl("xyz").refused("there are demo, evaluate, export, predict, train")
+    tl("xyz").refused("there are cache, demo, evaluate, export, predict, train")
 
 
 @pytest.mark.slow
