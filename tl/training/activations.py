@@ -125,7 +125,8 @@ class Activations:
     def _prepare(self, phase: Phase, device: torch.device, *, forced: bool) -> Prepared:
         forced = forced or self.config.mode is CacheMode.on
         probe = Probe(self.built.model, self.data, device)
-        if not forced and not worth_finding(probe.least_seconds * phase.epochs):
+        known = forced or self.proofs.know(self.built, phase)
+        if not known and not worth_finding(probe.least_seconds * phase.epochs):
             text = human_seconds(probe.least_seconds * phase.epochs)
             return Prepared.off(f"{phase.epochs} epochs of the whole model take only {text}")
         cut = split(self.built.model, self.built.stages, probe.noise)

@@ -201,7 +201,7 @@ class Checkpoints(Callback):
         folder: Of the phase.
     """
 
-    SHARE = 0.05
+    SHARE = 0.01
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

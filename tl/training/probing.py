@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -44,16 +45,19 @@ class Probe:
 
     Attributes:
         noise: (SAMPLE, 3, H, W), channels last.
-        whole: Seconds an image of the whole model in eval mode.
     """
 
     def __init__(self, model: nn.Module, data: ImageDataModule, device: torch.device) -> None:
         self.model, self.data, self.device = model, data, device
         noise = torch.rand(SAMPLE, *data.preprocessing.input_size, generator=torch.Generator())
         self.noise = noise.contiguous(memory_format=torch.channels_last)
-        inputs = self.noise.to(device)
-        with evaluating(model, device), torch.no_grad():
-            self.whole = self._seconds(lambda: model(inputs))
+
+    @cached_property
+    def whole(self) -> float:
+        """Seconds an image of the whole model in eval mode."""
+        inputs = self.noise.to(self.device)
+        with evaluating(self.model, self.device), torch.no_grad():
+            return self._seconds(lambda: self.model(inputs))
 
     def images(self) -> Tensor:
         """Clean images of train (SAMPLE, 3, H, W), channels last."""

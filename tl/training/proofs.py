@@ -32,6 +32,15 @@ class Proofs:
     def __init__(self, file: Path) -> None:
         self.file = file
 
+    def know(self, built: BuiltModel, phase: Phase) -> bool:
+        """Whether this backbone was cut for such a phase before: then that was worth it."""
+        wanted = (built.weights.sha256, list(phase.trainable))
+        return any(
+            (entry.get("backbone"), entry.get("trainable")) == wanted
+            for entry in self._read().values()
+            if isinstance(entry, dict)
+        )
+
     def of(
         self, cut: Split, built: BuiltModel, phase: Phase, prove: Callable[[], Stored]
     ) -> Stored:
@@ -42,6 +51,7 @@ class Proofs:
         """
         facts = {
             "model": built.name,
+            "backbone": built.weights.sha256,
             "model_args": built.model_args,
             "classes": getattr(built.model, "num_classes", None),
             "frozen part": cut.sha256,
