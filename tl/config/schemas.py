@@ -267,10 +267,10 @@ class ActivationsConfig(CacheConfig):
         "auto: before each phase by its costs; on: wherever something is frozen; off: never",
         common=True,
     )
-    views: int = setting(
-        1,
+    views: int | None = setting(
+        None,
         "augmented views kept of each training image beside the clean one; each epoch reads "
-        "another; 0: clean only",
+        "another; 0: clean only; default: 1 for a linear head, 4 where more than that trains",
         low=0,
         high=100,
         common=True,

@@ -31,6 +31,9 @@ from tl.training.probing import Probe, Stored, harmless
 from tl.training.proofs import Proofs
 
 BATCH_VIEWS = 32
+# By measurement (docs/cache.md): a linear head gains next to nothing from a second view, but stages
+# that saw one view only were less accurate than with new changes in each epoch.
+HEAD_VIEWS, VIEWS = 1, 4
 FIRST = 8  # views that the engines are compared on
 LONG_SECONDS = 30.0
 
@@ -131,7 +134,7 @@ class Activations:
             return Prepared.off(f"{phase.epochs} epochs of the whole model take only {text}")
         cut = split(self.built.model, self.built.stages, probe.noise)
         stored = self.proofs.of(cut, self.built, phase, lambda: self._prove(cut, probe))
-        views = 1 + (self.config.views if is_random(self.data.augment) else 0)
+        views = 1 + self._augmented_views(cut)
         store = self._store(cut, stored.dtypes, views)
         images = self._images(("train", "val"), views)
         if missing := int(store.missing(images).sum()):
@@ -159,6 +162,13 @@ class Activations:
         step = self.data.batch_size * phase.accumulate if whole_epochs else 0
         reading = Reading(cut, rows, step)
         return Prepared(CachedDataModule(self.data, reading), facts)
+
+    def _augmented_views(self, cut: Split) -> int:
+        if not is_random(self.data.augment):
+            return 0
+        if self.config.views is not None:
+            return self.config.views
+        return HEAD_VIEWS if cut.linear is not None else VIEWS
 
     def _prove(self, cut: Split, probe: Probe) -> Stored:
         proof = prove(cut, self.built.model, probe.images())
