@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import socket
+import time
 from pathlib import Path
 
 # What file systems without flock answer; EBADF: some want a file open for writing.
@@ -43,7 +44,9 @@ class Lock:
     def touch(self) -> None:
         """Remember in the file's time that it was used now."""
         with contextlib.suppress(OSError):
-            os.utime(self.descriptor)
+            # Not the kernel's own stamp, whose clock ticks only every few milliseconds.
+            now = time.time_ns()
+            os.utime(self.descriptor, ns=(now, now))
 
     def release(self) -> None:
         """Give it back; in a forked child only close the copy that was inherited."""
