@@ -7,12 +7,14 @@ import logging
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -35,6 +37,30 @@ ORDER, ITEM = 0, 1  # what a seed is for: the two never share a stream
 def mixed_seed(*parts: int) -> int:
     """One 64-bit seed from several whole numbers of 0 or more, well spread."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
+
+
+@contextmanager
+def drawing_from(seed: int) -> Iterator[None]:
+    """Let transforms draw from a seed; torch's CPU generator is left as found."""
+    state = torch.get_rng_state()
+    # The CPU generator only: torch.manual_seed would reseed every GPU too.
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+def read_image(path: str, max_pixels: int) -> Image.Image:
+    """An image that the check of the table has seen before.
+
+    Raises:
+        DataError: The file went bad since.
+    """
+    try:
+        return open_image(path, max_pixels=max_pixels)
+    except ImageError as error:
+        raise DataError(f"{error}. Was it changed while the job ran?") from error
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
@@ -75,17 +101,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: tuple[int, int] | int) -> dict[str, Any]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        try:
-            image = open_image(self.paths[index], max_pixels=self.max_pixels)
-        except ImageError as error:
-            raise DataError(f"{error}. Was it changed while the job ran?") from error
-        state = torch.get_rng_state()
-        # The CPU generator only: torch.manual_seed would reseed every GPU too.
-        torch.default_generator.manual_seed(mixed_seed(ITEM, self.seed, epoch, index))
-        try:
+        image = read_image(self.paths[index], self.max_pixels)
+        with drawing_from(mixed_seed(ITEM, self.seed, epoch, index)):
             tensor = self.transform(image)
-        finally:
-            torch.set_rng_state(state)
         return {"image": tensor, "label": self.labels[index], "index": index}
 
 

@@ -13,10 +13,16 @@ import torch
 import torchvision
 from torch.utils.data import Dataset
 
-from tl.bundle import ImageError, Preprocessing, open_image
+from tl.bundle import Preprocessing
 from tl.config import AugmentConfig
-from tl.data.datamodule import ImageLoader, default_workers, loader_settings, mixed_seed
-from tl.data.table import DataError
+from tl.data.datamodule import (
+    ImageLoader,
+    default_workers,
+    drawing_from,
+    loader_settings,
+    mixed_seed,
+    read_image,
+)
 from tl.data.transforms import eval_transform, train_transform
 
 CLEAN = 0
@@ -67,22 +73,12 @@ class ViewDataset(Dataset[dict[str, Any]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        try:
-            image = open_image(self.paths[index], max_pixels=self.max_pixels)
-        except ImageError as error:
-            raise DataError(f"{error}. Was it changed while the job ran?") from error
+        image = read_image(self.paths[index], self.max_pixels)
         content = int(self.digests[index][:16], 16)
-        state = torch.get_rng_state()
         tensors = []
-        try:
-            for view in self.views:
-                if view == CLEAN:
-                    tensors.append(self.clean(image))
-                    continue
-                torch.default_generator.manual_seed(mixed_seed(VIEW, self.seed, view, content))
-                tensors.append(self.changed(image))
-        finally:
-            torch.set_rng_state(state)
+        for view in self.views:
+            with drawing_from(mixed_seed(VIEW, self.seed, view, content)):
+                tensors.append((self.clean if view == CLEAN else self.changed)(image))
         return {"images": torch.stack(tensors), "index": index}
 
 
