@@ -61,7 +61,7 @@ def test_compose_works_inside_hydra(tmp_path):
         ("finetune.head_lr=nan", "finetune.head_lr must be in (0, 100], got nan"),
         ("data.val_fraction=foo", "data.val_fraction must be a number, got 'foo'"),
         ("data.num_workers=2.5", "data.num_workers must be a whole number or null, got 2.5"),
-        ("finetune.optimizer=adm", "finetune.optimizer must be one of adamw, sgd, got 'adm'"),
+        ("finetune.optimizer=adm", "finetune.optimizer must be one of adamw, sgd or null, got 'adm'"),
         ("finetune.phases.head.epoch=1", "did you mean finetune.phases.head.epochs?"),
         ("finetune.phases.head.train_stages=9", "train_stages must be in [-1, 5], got 9"),
         ("augment.crop_scale=[0.9,1.2]", "augment.crop_scale must be in (0, 1], got 1.2"),

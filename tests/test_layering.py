@@ -22,6 +22,9 @@ MAY_IMPORT = {
     "cache": {"config"},
     "engine": {"config"},
     "heads": set(),
+    "decision": {"config"},
+    "evidence": {"config", "decision"},
+    "advice": {"config", "decision", "display", "files", "figures"},
     "files": set(),
     "module": {"config", "finetuning", "graph", "heads", "models"},
     "evaluation": {"config"},
@@ -29,13 +32,14 @@ MAY_IMPORT = {
     "display": {"evaluation", "figures"},
     "training": {
         *("config", "data", "models", "finetuning", "graph", "cache", "engine", "module"),
-        *("evaluation", "display", "files"),
+        *("evaluation", "display", "files", "decision", "evidence"),
     },
     "export": {"config", "bundle", "models", "runs"},
     "predictions": {"config", "bundle", "files"},
     "tracking": {"config"},
     "runs": {
         *("config", "data", "models", "finetuning", "training", "evaluation", "figures", "files"),
+        "decision",
     },
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tl.config import BatchNormMode, FinetuneConfig, Optimizer, TlError
+from tl.config import BatchNormMode, FinetuneConfig, Optimizer, PhaseConfig, Select, TlError
 from tl.models import HEAD, RANDOM, BuiltModel, Stage, tensors_sha256
 
 SMALL_TRAIN = (
@@ -40,6 +40,11 @@ class Phase:
     gradient_clip: float
     accumulate: int
     precision: str
+    trains: str = "all"
+    lora_rank: int = 8
+    ema: bool = False
+    average: bool = False
+    select: str = "best"
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ def build_plan(
         before (a backbone with fewer stages) is left out, and a note says so.
     """
     pretrained = built.weights.source != RANDOM
-    shared = {f.name for f in fields(config)} - {"method", "pretrained", "phases"}
+    shared = {f.name for f in fields(config)} & {f.name for f in fields(PhaseConfig)}
     phases: list[Phase] = []
     notes: list[str] = []
     for name, phase in config.phases.items():
@@ -85,6 +90,7 @@ def build_plan(
         settings = {k: getattr(config, k) if v is None else v for k, v in own.items()}
         mode = settings.pop("batch_norm")
         optimizer: Optimizer = settings.pop("optimizer")
+        select: Select = settings.pop("select")
         trainable = trainable_stages(built.stages, phase.train_stages)
         if phases and trainable == phases[-1].trainable:
             notes.append(
@@ -100,6 +106,9 @@ def build_plan(
                 name=name,
                 trainable=trainable,
                 optimizer=optimizer.value,
+                select=select.value,
+                trains=phase.trains.value,
+                lora_rank=phase.lora_rank,
                 freeze_batch_norm=freeze,
                 **settings,
             )

@@ -22,6 +22,8 @@ from tl.config.schemas import (
 )
 from tl.config.settings import Checked, Request, setting
 
+AMOUNTS = ("tiny", "small", "medium", "large")
+SIMILARITIES = ("similar", "different")
 TRUSTED_TARGETS = ("pytorch_lightning.", "tl.")
 
 
@@ -39,6 +41,20 @@ class TrainConfig(Request):
     trainer: dict[str, Any] = setting(factory=dict, help="arguments of pytorch_lightning.Trainer")
     callbacks: dict[str, Any] = setting(factory=dict, help="further Lightning callbacks, by name")
     logger: dict[str, Any] = setting(factory=dict, help="further Lightning loggers, by name")
+    amount: str | None = setting(
+        None,
+        "finetune=auto: how much data there is, instead of what is counted: tiny (below 5 images a "
+        "class), small (below 20), medium (below 100), large",
+        choices=AMOUNTS,
+        common=True,
+    )
+    similarity: str | None = setting(
+        None,
+        "finetune=auto: whether the images are similar to or different from those of the "
+        "pretraining, instead of what is measured",
+        choices=SIMILARITIES,
+        common=True,
+    )
     seed: int = setting(0, "seed of everything that is random", low=0, high=2**32 - 1, common=True)
     output_dir: str | None = setting(
         None, "folder of the run; default: runs/<date>_<data>_<model>_<method>", common=True

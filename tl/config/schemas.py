@@ -136,6 +136,40 @@ class BatchNormMode(Enum):
     train = "train"
 
 
+class Trains(Enum):
+    """What trains in the stages that train: all of it, or little beside the frozen weights.
+
+    `norm` is the scale and shift of normalisation layers, `lora` low-rank adapters of attention
+    layers, which are merged into the weights afterwards. The head always trains whole.
+    """
+
+    all = "all"
+    norm = "norm"
+    lora = "lora"
+
+
+class Select(Enum):
+    """Which weights of a phase are kept: those of the least val/loss, or the last ones."""
+
+    best = "best"
+    last = "last"
+
+
+class HeadKind(Enum):
+    """What the head reads: the last features, or pooled features of all stages."""
+
+    linear = "linear"
+    stages = "stages"
+
+
+class Budget(Enum):
+    """How many epochs `finetune=auto` plans: a quarter, the usual, four times as many."""
+
+    quick = "quick"
+    normal = "normal"
+    thorough = "thorough"
+
+
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true")
 
 
@@ -166,6 +200,17 @@ class PhaseConfig(Checked):
     gradient_clip: float | None = setting(None, "largest gradient norm; 0: no clipping", low=0)
     accumulate: int | None = setting(None, "batches per optimizer step", low=1)
     precision: str | None = setting(None, "Lightning's precision", choices=PRECISIONS)
+    trains: Trains = setting(
+        Trains.all,
+        "what trains in these stages: all; norm: scale and shift of normalisation layers; "
+        "lora: low-rank adapters of attention layers; the head always trains",
+    )
+    lora_rank: int = setting(8, "rank of the adapters of trains=lora", low=1, high=256)
+    ema: bool | None = setting(None, "keep an exponential moving average of what trains")
+    average: bool | None = setting(
+        None, "afterwards mix the weights with those before the phase, the share chosen on val"
+    )
+    select: Select | None = setting(None, "best: weights of the least val/loss; last: the last")
 
 
 @dataclass
@@ -177,28 +222,59 @@ class FinetuneConfig(Checked):
     phases: dict[str, PhaseConfig] = setting(
         factory=dict, help="name -> phase, run in this order; the group finetune=... fills it"
     )
-    epochs: int = setting(20, "at most so many passes over train in each phase", low=1, common=True)
-    head_lr: float = setting(1e-3, "peak learning rate of the head", above=0, high=100, common=True)
-    lr_ratio: float = setting(
+    epochs: int | None = setting(
+        20, "at most so many passes over train in each phase", low=1, common=True
+    )
+    head_lr: float | None = setting(
+        1e-3, "peak learning rate of the head", above=0, high=100, common=True
+    )
+    lr_ratio: float | None = setting(
         10.0,
         "stage k learns at head_lr / lr_ratio^(distance to the head); 1: one rate",
         low=1,
         high=100,
         common=True,
     )
-    optimizer: Optimizer = setting(Optimizer.adamw, "adamw or sgd (Nesterov momentum 0.9)")
-    weight_decay: float = setting(0.01, "none on biases, norms and other 1-D parameters", low=0)
-    warmup: float = setting(
+    optimizer: Optimizer | None = setting(Optimizer.adamw, "adamw or sgd (Nesterov momentum 0.9)")
+    weight_decay: float | None = setting(
+        0.01, "none on biases, norms and other 1-D parameters", low=0
+    )
+    warmup: float | None = setting(
         0.1, "share of the steps that warm up linearly before the cosine", low=0, high=1
     )
-    batch_norm: BatchNormMode = setting(BatchNormMode.auto, "auto, frozen or train", common=True)
-    patience: int = setting(
+    batch_norm: BatchNormMode | None = setting(
+        BatchNormMode.auto, "auto, frozen or train", common=True
+    )
+    patience: int | None = setting(
         5, "stop after so many epochs without a better val/loss; 0: never", low=0, common=True
     )
-    label_smoothing: float = setting(0.0, "label smoothing", low=0, high=0.9)
+    label_smoothing: float | None = setting(0.0, "label smoothing", low=0, high=0.9)
     gradient_clip: float = setting(1.0, "largest gradient norm; 0: no clipping", low=0)
     accumulate: int = setting(1, "batches per optimizer step", low=1)
     precision: str = setting("32-true", "Lightning's precision", choices=PRECISIONS, common=True)
+    ema: bool | None = setting(False, "keep an exponential moving average of what trains")
+    average: bool | None = setting(
+        False, "afterwards mix the weights with those before the phase, the share chosen on val"
+    )
+    select: Select | None = setting(
+        Select.best, "best: weights of the least val/loss; last: those of the last epoch"
+    )
+    head: HeadKind = setting(
+        HeadKind.linear,
+        "what the head reads: linear: the last features; stages: pooled features of all stages, "
+        "the most useful of them",
+    )
+    budget: Budget = setting(
+        Budget.normal,
+        "finetune=auto: epochs a quarter, as usual, or four times as many",
+        common=True,
+    )
+    confirm: bool = setting(
+        False,
+        "finetune=auto: train the choice and its neighbour for a quarter of the epochs first, and "
+        "go on with the better one",
+        common=True,
+    )
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""Evidence: how much data there is, and how much of the pretraining serves it."""
