@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,16 @@ import pytest
 from PIL import Image
 
 from tl import display, figures
+from tl.display import progress, tables
+from tl.display.sections import bar_text
 from tl.evaluation import Report, evaluate
+
+
+class Section(NamedTuple):
+    title: str
+    kind: str
+    rows: tuple[dict[str, object], ...]
+    note: str = ""
 
 
 def make_report(classes: list[str], images: int = 60, strength: float = 2.0) -> Report:
@@ -116,7 +126,7 @@ def test_results_table_formats_by_column_and_aligns_numbers(capsys):
     ],
 )
 def test_floats_of_a_column_share_their_decimals(values, texts):
-    assert display._formatted(values) == texts
+    assert tables._formatted(values) == texts
 
 
 def test_a_wide_table_is_not_squeezed_in_a_log(capsys):
@@ -201,7 +211,7 @@ def test_columns_of_a_text_matrix_are_numbered_where_names_are_long(capsys):
 
 def test_bar_writes_plain_lines_in_a_log_at_most_every_so_many_seconds(capsys, monkeypatch):
     clock = iter([0.0, 1.0, 9.9, 10.0, 15.0, 21.0])
-    monkeypatch.setattr(display.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     with display.bar("checking images") as update:
         for done in (100, 990, 1000, 1500, 2100):
             update(done, 2500)
@@ -215,7 +225,7 @@ def test_bar_writes_plain_lines_in_a_log_at_most_every_so_many_seconds(capsys, m
 def test_bar_draws_on_a_terminal(monkeypatch):
     screen = io.StringIO()
     monkeypatch.setattr(
-        display, "console", display.Console(file=screen, force_terminal=True, width=80)
+        progress, "console", tables.Console(file=screen, force_terminal=True, width=80)
     )
     with display.bar("reading [x]", unit="rows") as update:
         update(3, 10)
@@ -359,3 +369,54 @@ def assert_picture(path):
     edges = (pixels[:4], pixels[-4:], pixels[:, :4], pixels[:, -4:])
     assert all((edge == 255).all() for edge in edges)
     assert (pixels < 128).mean() > 0.002
+
+
+# --- sections -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("score", "line"),
+    [
+        ((0.5, 0.3, 0.7), "███━━●━···"),
+        ((1.0, 1.0, 1.0), "█████████●"),
+        ((0.95, 0.9, 1.2), "█████████●"),
+        ((-0.2, -0.4, 0.0), "●·········"),
+        ((0.0, -0.9, 0.9), "●━━━━━━━━·"),
+    ],
+)
+def test_a_bar_shows_value_and_interval_and_never_leaves_its_width(score, line):
+    assert bar_text(*score, width=10) == line
+
+
+def test_sections_mark_the_cell_and_fit_a_log(capsys):
+    cell = {"similar": "lp_partial", "different": "lp_ft", "marked": ""}
+    display.sections(
+        [
+            Section(
+                "how to transfer",
+                "grid",
+                (
+                    {**cell, "amount": "small: 5 to 19"},
+                    {**cell, "amount": "medium: 20 to 99", "marked": "different"},
+                ),
+                "A long rule that says why, with its numbers. " * 5,
+            ),
+            Section("stages", "bars", ({"name": "stage1", "value": 0.5, "low": 0.4, "high": 0.6},)),
+            Section("why", "list", ({"text": "first reason " * 12}, {"text": "second\x1b[31m"})),
+            Section("facts", "facts", ({"name": "amount", "text": "12 a class"},)),
+            Section("table", "table", ({"model": "a", "quality": 0.5},)),
+            Section("later", "hologram", ({"text": "not known here"},)),
+        ]
+    )
+    text = printed(capsys)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert [line.split() for line in lines if "medium" in line] == [
+        ["medium:", "20", "to", "99", "lp_partial", "[lp_ft]"]
+    ]
+    assert "0.50 (0.40 to 0.60)" in text
+    assert sum(line.startswith("- ") for line in lines) == 2
+    assert "amount  12 a class" in text
+    assert "hologram" not in text
+    assert "not known" not in text
+    assert "\x1b" not in text
