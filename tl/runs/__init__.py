@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import errno
-import json
 import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tl.config import NO_YAML, ConfigError, Interrupted, TlError, TrainConfig, to_yaml, validate
-from tl.files import replacing
+from tl.config import NO_YAML, ConfigError, Interrupted, TrainConfig, validate
 from tl.runs.contents import golden_images, job_facts, job_params, where, write_results
+from tl.runs.deciding import Advice, confirm, decide_or_keep
+from tl.runs.folder import CONFIG, MODEL, RunError, RunFolder, TrainResult
 
 if TYPE_CHECKING:  # so that `tl train --help` loads neither torch nor pandas
-    import pandas as pd
-
     from tl.data import ImageTable
-    from tl.evaluation import Report
     from tl.finetuning import Plan
     from tl.models import BuiltModel
 
 __all__ = [
+    "Advice",
     "RunError",
     "RunFolder",
     "TrainResult",
+    "confirm",
     "create",
+    "decide_or_keep",
     "golden_images",
     "job_facts",
     "job_params",
@@ -45,106 +44,9 @@ __all__ = [
     "write_results",
 ]
 
-CONFIG = "config.yaml"
 MOST_GOLDEN = 64  # training images that a later export may choose from
-MODEL = "checkpoints/model.json"
 # What a resumed run may do otherwise than it began: none of it changes a number.
 FREE_ON_RESUME = ("resume", "output_dir")
-
-
-class RunError(TlError):
-    """A run's folder cannot be written, or is not what it is said to be."""
-
-    exit_code = 2
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """Files of a run.
-
-    Args:
-        path: The folder.
-        resumed: Whether the run was begun earlier.
-    """
-
-    path: Path
-    resumed: bool = False
-
-    @property
-    def checkpoints(self) -> Path:
-        """One folder a phase, and the state between phases."""
-        return self.path / "checkpoints"
-
-    @property
-    def pictures(self) -> Path:
-        """Confusion matrices and learning curves."""
-        return self.path / "pictures"
-
-    @property
-    def bundle(self) -> Path:
-        """The exported model."""
-        return self.path / "bundle"
-
-    def write_report(self, report: Report, predictions: pd.DataFrame) -> None:
-        """Write `metrics.json`, `predictions.parquet` and the confusion matrix of an evaluation.
-
-        Raises:
-            RunError: The folder cannot be written.
-        """
-        from tl.figures import save_confusion
-
-        self.make()
-        save_confusion(report, self.pictures / f"confusion_{report.split}.png")
-        predictions.to_parquet(self.path / "predictions.parquet", index=False)
-        self.write_json("metrics.json", report.flat())
-
-    def make(self) -> None:
-        """Make the folder.
-
-        Raises:
-            RunError: It cannot be made.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            msg = f"cannot make {self.path}: {error.strerror}; choose another with output_dir="
-            raise RunError(msg) from error
-
-    def read_model(self) -> dict[str, Any]:
-        """What export needs beside the weights: classes, preprocessing, origin of the weights."""
-        return self._read(MODEL)
-
-    def read_metrics(self) -> dict[str, float]:
-        """Content of `metrics.json`."""
-        return self._read("metrics.json")
-
-    def _read(self, name: str) -> dict[str, Any]:
-        path = self.path / name
-        if not path.is_file():
-            msg = f"{self.path} is no finished run: it has no {name}"
-            raise RunError(msg)
-        values: dict[str, Any] = json.loads(path.read_text())
-        return values
-
-    def write_json(self, name: str, values: Any) -> Path:
-        """Write a JSON file in one move, so that a reader never sees half of it."""
-        return self._write(name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-
-    def write_config(self, config: TrainConfig) -> Path:
-        """Write the resolved config."""
-        return self._write(CONFIG, to_yaml(config))
-
-    def _write(self, name: str, text: str) -> Path:
-        path = self.path / name
-        try:
-            with replacing(path) as part:
-                part.write_text(text)
-        except OSError as error:
-            msg = f"cannot write {path}: {error.strerror}"
-            if error.errno == errno.ENOSPC:  # the job failed, the request was right
-                raise TlError(f"{msg}; free some space, then continue with resume=") from error
-            raise RunError(msg) from error
-        return path
 
 
 def run_name(config: TrainConfig) -> str:
@@ -220,9 +122,22 @@ def resumable(folder: RunFolder) -> Iterator[None]:
 
 
 def create(
-    folder: RunFolder, config: TrainConfig, table: ImageTable, built: BuiltModel, plan: Plan
+    folder: RunFolder,
+    config: TrainConfig,
+    table: ImageTable,
+    built: BuiltModel,
+    plan: Plan,
+    advice: Advice | None = None,
 ) -> None:
     """Make the folder of a new run: its config, its plan, and what export needs to know.
+
+    Args:
+        folder: A resumed run has all that already.
+        config: As the user asked.
+        table: Images.
+        built: The model that the plan trains.
+        plan: Phases.
+        advice: What was measured and decided, with `finetune=auto`.
 
     Raises:
         RunError: The folder cannot be written.
@@ -231,6 +146,8 @@ def create(
     if folder.resumed:
         return
     folder.checkpoints.mkdir(exist_ok=True)
+    if advice is not None:
+        advice.write(folder)
     folder.write_json("plan.json", plan.to_dict())
     folder.write_json(
         MODEL,
@@ -295,37 +212,3 @@ def refuse_changes(keys: Iterable[str], config: TrainConfig) -> None:
     if problems:
         problems.append("A resumed run goes on as it began: leave these out, or begin a new run.")
         raise ConfigError(problems)
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What `tl.train` hands back.
-
-    Args:
-        output_dir: Folder of the run.
-        metrics: Content of `metrics.json`: `val/acc` in [0, 1], `fit_seconds`, …
-        bundle: The sealed model, or None with `export.enabled=false`.
-        run_id: MLflow run, or None with `tracking.enabled=false`.
-        trainable_parameters: Most parameters that a phase trained.
-    """
-
-    output_dir: Path
-    metrics: dict[str, float]
-    bundle: Path | None
-    run_id: str | None
-    trainable_parameters: int
-
-    def row(self, split: str) -> dict[str, Any]:
-        """Row of a table that compares runs: accuracy of a split with its interval, cost."""
-        return {
-            "accuracy": self.metrics[f"{split}/acc"],
-            "95 % low": self.metrics[f"{split}/acc_low"],
-            "95 % high": self.metrics[f"{split}/acc_high"],
-            "seconds": round(self.metrics["fit_seconds"], 1),
-            "trained parameters": self.trainable_parameters,
-        }
-
-    @property
-    def weights(self) -> Path:
-        """Best weights of the run, for `model.weights` of another one."""
-        return self.output_dir / "checkpoints/model.safetensors"

@@ -1,0 +1,249 @@
+"""`finetune=auto`: measure, decide, remember; a resumed run goes on as it decided."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tl.config import FinetuneConfig, TrainConfig
+from tl.decision.evidence import Evidence
+from tl.runs.folder import RunError, RunFolder
+
+if TYPE_CHECKING:
+    from tl.data import ImageDataModule
+    from tl.decision import Decision
+    from tl.finetuning import Plan
+    from tl.models import BuiltModel
+    from tl.training.confirming import Confirmed
+
+AUTO = "auto"
+EVIDENCE, DECISION = "evidence.json", "decision.json"
+CONFIRMED = "confirmed"  # key of decision.json
+CANDIDATES = ("choice", "neighbour")
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What `finetune=auto` measured and decided.
+
+    Args:
+        evidence: What was measured.
+        decision: What follows from it.
+        confirmed: How choice and neighbour compared, with `finetune.confirm=true`.
+    """
+
+    evidence: Evidence
+    decision: Decision
+    confirmed: Confirmed | None = None
+
+    @property
+    def finetune(self) -> FinetuneConfig:
+        """Complete settings of what is trained; its method says that it was chosen."""
+        kept = "choice" if self.confirmed is None else self.confirmed.kept
+        return self.candidate(kept)
+
+    def candidate(self, name: str) -> FinetuneConfig:
+        """Settings of `choice` or `neighbour`."""
+        chosen = self.decision.finetune if name == "choice" else self.decision.neighbour_finetune
+        return replace(chosen, method=f"{AUTO}: {chosen.method}")
+
+    def write(self, folder: RunFolder) -> None:
+        """Write `evidence.json` and `decision.json`.
+
+        Raises:
+            RunError: The folder cannot be written.
+        """
+        folder.write_json(EVIDENCE, self.evidence.to_dict())
+        confirmed = self.confirmed.to_dict() if self.confirmed else None
+        folder.write_json(DECISION, {**self.decision.to_dict(), CONFIRMED: confirmed})
+
+    @classmethod
+    def read(cls, path: Path) -> Advice:
+        """Inverse of `write`.
+
+        Raises:
+            RunError: A file is missing or damaged.
+        """
+        from tl.decision import Decision
+        from tl.training.confirming import Confirmed
+
+        try:
+            evidence = json.loads((path / EVIDENCE).read_text())
+            decision = json.loads((path / DECISION).read_text())
+            confirmed = decision.pop(CONFIRMED)
+            return cls(
+                Evidence.from_dict(evidence),
+                Decision.from_dict(decision),
+                Confirmed.from_dict(confirmed) if confirmed else None,
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            msg = (
+                f"{path} cannot be resumed: its {EVIDENCE} or {DECISION} cannot be read "
+                f"({reason}); begin a new run with another output_dir"
+            )
+            raise RunError(msg) from error
+
+    def metrics(self) -> dict[str, float]:
+        """What was measured, for MLflow: `evidence/…`, standard errors as `…_error`."""
+        values = dict(_numbers(self.evidence.to_dict(), "evidence"))
+        if self.confirmed is not None:
+            values |= dict(_numbers(self.confirmed.to_dict(), "confirm"))
+        return values
+
+    def tags(self) -> dict[str, str]:
+        """What was decided, for MLflow: `tl.cell`, `tl.method`, measured and used values."""
+        d = self.decision
+        tags = {
+            "tl.method": self.finetune.method.removeprefix(f"{AUTO}: "),
+            "tl.neighbour": d.neighbour,
+            "tl.cell": f"{d.amount}, {d.similarity}",
+            "tl.amount": d.amount,
+            "tl.similarity": d.similarity,
+            **{f"tl.{name}_measured": text for name, text in d.measured.items()},
+            "tl.forced": ", ".join(f"{k}={_plain(v)}" for k, v in d.forced.items()) or "nothing",
+            "tl.rule": d.rule,
+        }
+        if self.confirmed is not None:
+            tags["tl.confirmed"] = f"{self.confirmed.kept}: {self.confirmed.why}"
+        return tags
+
+
+def decide_or_keep(
+    folder: RunFolder, config: TrainConfig, built: BuiltModel, images: ImageDataModule
+) -> tuple[TrainConfig, BuiltModel, ImageDataModule, Advice | None]:
+    """Let the evidence decide what the config leaves open; an explicit method stays as it is.
+
+    Args:
+        folder: A resumed run goes on as it decided.
+        config: As the user asked.
+        built: The model in its starting weights.
+        images: Data of the job.
+
+    Returns:
+        Config, model and data of the job, and the advice; None with an explicit method.
+
+    Raises:
+        RunError: The run to resume lost what it decided.
+    """
+    if config.finetune.method != AUTO:
+        return config, built, images, None
+    advice = Advice.read(folder.path) if folder.resumed else _measured(config, built, images)
+    return (*follow(advice, config, built, images), advice)
+
+
+def _measured(config: TrainConfig, built: BuiltModel, images: ImageDataModule) -> Advice:
+    from tl.decision import decide
+    from tl.training import gather_evidence
+
+    evidence = gather_evidence(built, images, config.cache, seed=config.seed)
+    decision = decide(
+        evidence,
+        config.finetune.budget,
+        batch_size=config.data.batch_size,
+        amount=config.amount,
+        similarity=config.similarity,
+        given=config.finetune,
+    )
+    return Advice(evidence, decision)
+
+
+def follow(
+    advice: Advice, config: TrainConfig, built: BuiltModel, images: ImageDataModule
+) -> tuple[TrainConfig, BuiltModel, ImageDataModule]:
+    """Config, model and data of a job as the advice has them.
+
+    The model is built again where the head or the size of the images is another one.
+    """
+    from tl.data import ImageDataModule
+    from tl.decision.augmenting import augmentation
+    from tl.models import build_model
+
+    size = config.model.image_size or advice.decision.image_size
+    config = replace(
+        config,
+        model=replace(config.model, image_size=size),
+        augment=augmentation(advice.decision, config.augment),
+        finetune=advice.finetune,
+    )
+    if size not in (None, built.preprocessing.input_size[-1]):
+        built = build_model(config.model, images.table.classes)
+    return config, built, ImageDataModule.from_config(images.table, built.preprocessing, config)
+
+
+def confirm(
+    folder: RunFolder,
+    config: TrainConfig,
+    built: BuiltModel,
+    images: ImageDataModule,
+    plan: Plan,
+    advice: Advice | None,
+) -> tuple[TrainConfig, BuiltModel, Plan, Advice | None]:
+    """Try choice and neighbour where `finetune.confirm` is set; returns what to go on with.
+
+    Args:
+        folder: Of the run; `checkpoints/confirm-*` keep what was tried.
+        config: As decided.
+        built: The model in its starting weights; it stays so.
+        images: Data of the job.
+        plan: Of the choice.
+        advice: None with an explicit method; where it is confirmed already, nothing is tried.
+    """
+    from tl.finetuning import build_plan
+    from tl.training.confirming import clear_away, compare, try_plan
+
+    if advice is None or not config.finetune.confirm or advice.confirmed is not None:
+        return config, built, plan, advice
+    tried, plans = {}, {}
+    for name in CANDIDATES:
+        candidate = replace(config, finetune=advice.candidate(name))
+        plans[name] = build_plan(
+            candidate.finetune,
+            built,
+            train_images=len(images.table.split("train")),
+            batch_size=config.data.batch_size,
+        )
+        tried[name] = try_plan(
+            name,
+            plans[name],
+            built,
+            images,
+            folder=folder.checkpoints / f"confirm-{name}",
+            trainer=config.trainer,
+            callbacks=config.callbacks,
+            cache=config.cache,
+            seed=config.seed,
+        )
+    advice = replace(advice, confirmed=compare(tried["choice"], tried["neighbour"]))
+    assert advice.confirmed is not None
+    plan = plans[advice.confirmed.kept]
+    folder.write_json("plan.json", plan.to_dict())
+    advice.write(folder)
+    clear_away([folder.checkpoints / f"confirm-{name}" for name in CANDIDATES])
+    return replace(config, finetune=advice.finetune), built, plan, advice
+
+
+def _numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
+    """Numbers of nested plain values by their path; a score and its error are neighbours."""
+    if isinstance(value, bool) or value is None:
+        return
+    if isinstance(value, (int, float)):
+        yield name, float(value)
+    elif isinstance(value, Mapping) and set(value) == {"value", "error"}:
+        yield name, float(value["value"])
+        yield f"{name}_error", float(value["error"])
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _numbers(part, f"{name}/{key}")
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            if isinstance(part, Mapping) and "stage" in part:
+                rest = {k: v for k, v in part.items() if k != "stage"}
+                yield from _numbers(rest, f"{name}/{part['stage']}")
+
+
+def _plain(value: Any) -> Any:
+    return getattr(value, "value", value)

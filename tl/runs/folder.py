@@ -1,0 +1,149 @@
+"""Files of a run, and what a finished one hands back."""
+
+from __future__ import annotations
+
+import errno
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tl.config import TlError, TrainConfig, to_yaml
+from tl.files import replacing
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tl.evaluation import Report
+
+CONFIG = "config.yaml"
+MODEL = "checkpoints/model.json"
+
+
+class RunError(TlError):
+    """A run's folder cannot be written, or is not what it is said to be."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Files of a run.
+
+    Args:
+        path: The folder.
+        resumed: Whether the run was begun earlier.
+    """
+
+    path: Path
+    resumed: bool = False
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder a phase, and the state between phases."""
+        return self.path / "checkpoints"
+
+    @property
+    def pictures(self) -> Path:
+        """Confusion matrices and learning curves."""
+        return self.path / "pictures"
+
+    @property
+    def bundle(self) -> Path:
+        """The exported model."""
+        return self.path / "bundle"
+
+    def write_report(self, report: Report, predictions: pd.DataFrame) -> None:
+        """Write `metrics.json`, `predictions.parquet` and the confusion matrix of an evaluation.
+
+        Raises:
+            RunError: The folder cannot be written.
+        """
+        from tl.figures import save_confusion
+
+        self.make()
+        save_confusion(report, self.pictures / f"confusion_{report.split}.png")
+        predictions.to_parquet(self.path / "predictions.parquet", index=False)
+        self.write_json("metrics.json", report.flat())
+
+    def make(self) -> None:
+        """Make the folder.
+
+        Raises:
+            RunError: It cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            msg = f"cannot make {self.path}: {error.strerror}; choose another with output_dir="
+            raise RunError(msg) from error
+
+    def read_model(self) -> dict[str, Any]:
+        """What export needs beside the weights: classes, preprocessing, origin of the weights."""
+        return self._read(MODEL)
+
+    def read_metrics(self) -> dict[str, float]:
+        """Content of `metrics.json`."""
+        return self._read("metrics.json")
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        if not path.is_file():
+            msg = f"{self.path} is no finished run: it has no {name}"
+            raise RunError(msg)
+        values: dict[str, Any] = json.loads(path.read_text())
+        return values
+
+    def write_json(self, name: str, values: Any) -> Path:
+        """Write a JSON file in one move, so that a reader never sees half of it."""
+        return self._write(name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+    def write_config(self, config: TrainConfig) -> Path:
+        """Write the resolved config."""
+        return self._write(CONFIG, to_yaml(config))
+
+    def _write(self, name: str, text: str) -> Path:
+        path = self.path / name
+        try:
+            with replacing(path) as part:
+                part.write_text(text)
+        except OSError as error:
+            msg = f"cannot write {path}: {error.strerror}"
+            if error.errno == errno.ENOSPC:  # the job failed, the request was right
+                raise TlError(f"{msg}; free some space, then continue with resume=") from error
+            raise RunError(msg) from error
+        return path
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What `tl.train` hands back.
+
+    Args:
+        output_dir: Folder of the run.
+        metrics: Content of `metrics.json`: `val/acc` in [0, 1], `fit_seconds`, …
+        bundle: The sealed model, or None with `export.enabled=false`.
+        run_id: MLflow run, or None with `tracking.enabled=false`.
+        trainable_parameters: Most parameters that a phase trained.
+    """
+
+    output_dir: Path
+    metrics: dict[str, float]
+    bundle: Path | None
+    run_id: str | None
+    trainable_parameters: int
+
+    def row(self, split: str) -> dict[str, Any]:
+        """Row of a table that compares runs: accuracy of a split with its interval, cost."""
+        return {
+            "accuracy": self.metrics[f"{split}/acc"],
+            "95 % low": self.metrics[f"{split}/acc_low"],
+            "95 % high": self.metrics[f"{split}/acc_high"],
+            "seconds": round(self.metrics["fit_seconds"], 1),
+            "trained parameters": self.trainable_parameters,
+        }
+
+    @property
+    def weights(self) -> Path:
+        """Best weights of the run, for `model.weights` of another one."""
+        return self.output_dir / "checkpoints/model.safetensors"
