@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from tl.config import BadImages, DataConfig
+from tl.cores import usable_cores
 from tl.data import DataError, read_folder
-from tl.data.check import cache_path, usable_cores
+from tl.data.check import cache_path
 
 
 def write_image(path, number=0, size=(24, 20), **options):

@@ -15,12 +15,14 @@ REPO = Path(__file__).parents[1]
 MAY_IMPORT = {
     "config": set(),
     "bundle": set(),
-    "data": {"config", "bundle"},
+    "cores": set(),
+    "quiet": set(),
+    "data": {"config", "bundle", "cores"},
     "models": {"config", "bundle"},
     "finetuning": {"config", "models"},
     "graph": {"config", "models"},
     "cache": {"config"},
-    "engine": {"config"},
+    "engine": {"config", "cores", "quiet"},
     "heads": set(),
     "decision": {"config"},
     "evidence": {"config", "decision"},
@@ -31,15 +33,15 @@ MAY_IMPORT = {
     "figures": {"evaluation"},
     "display": {"evaluation", "figures"},
     "training": {
-        *("config", "data", "models", "finetuning", "graph", "cache", "engine", "module"),
+        *("config", "data", "models", "finetuning", "graph", "cache", "cores", "engine", "module"),
         *("evaluation", "display", "files", "decision", "evidence"),
     },
-    "export": {"config", "bundle", "models", "runs"},
+    "export": {"config", "bundle", "models", "quiet", "runs"},
     "predictions": {"config", "bundle", "files"},
     "tracking": {"config"},
     "runs": {
         *("config", "data", "models", "finetuning", "training", "evaluation", "figures", "files"),
-        "decision",
+        *("decision", "advice"),
     },
 }
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tl.data.datamodule import ImageDataModule, ImageDataset
-    from tl.data.table import DataError, ImageTable, read_folder
+    from tl.data.errors import DataError
+    from tl.data.table import ImageTable, read_folder
     from tl.data.transforms import batch_mix, eval_transform, train_transform
 
 _HOMES = {
-    "DataError": "table",
+    "DataError": "errors",
     "ImageDataModule": "datamodule",
     "ImageDataset": "datamodule",
     "ImageTable": "table",

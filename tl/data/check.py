@@ -9,13 +9,16 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from PIL import Image
 
 from tl.bundle import ImageError, open_image
+from tl.cores import usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -50,28 +53,9 @@ class ImageFacts:
     reason: str
 
 
-def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores that this process may use: its CPU affinity, cut by the quota of its container."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    quotas = [_quota(cgroup / "cpu.max")]
-    try:
-        own = Path("/proc/self/cgroup").read_text().split("::")[-1].strip().lstrip("/")
-        quotas.append(_quota(cgroup / own / "cpu.max"))
-        v1 = cgroup / "cpu"
-        limit = int((v1 / "cpu.cfs_quota_us").read_text())
-        quotas.append(limit / int((v1 / "cpu.cfs_period_us").read_text()) if limit > 0 else None)
-    except (OSError, ValueError):
-        pass  # cgroup v2 only, or no cgroups: what was found so far counts
-    return max(1, min([cores, *(int(q) for q in quotas if q is not None)]))
-
-
-def _quota(file: Path) -> float | None:
-    try:
-        limit, period = file.read_text().split()
-        return None if limit == "max" else int(limit) / int(period)
-    except (OSError, ValueError):
-        return None
+NAMES = [*ImageFacts.__dataclass_fields__]
+# What this process has read of remembered checks, by file: its identity, and the rows.
+_memory: dict[Path, tuple[tuple[int, int, int], pd.DataFrame]] = {}
 
 
 def check_images(
@@ -98,28 +82,30 @@ def check_images(
         One row per path, in order, with the fields of `ImageFacts`.
     """
     known = _read_cache(cache_file)
-    facts: dict[str, ImageFacts] = {}
-    for path in paths:
-        old = known.get(path)
-        if old and _still_true(root / path, old, decode, max_pixels):
-            facts[path] = old
-    new = [path for path in paths if path not in facts]
+    places = known.index.get_indexer(pd.Index(paths, dtype=known.index.dtype))
+    kept = _still_true(root, paths, known, places, decode=decode, max_pixels=max_pixels)
+    new = [path for path, same in zip(paths, kept, strict=True) if not same]
     # Pillow's own limit warns or fails before ours can name the file.
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)
+    looked = []
     with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
         try:
             results = pool.map(lambda path: look_at(root, path, decode, max_pixels), new)
             for done, result in enumerate(results, start=1):
-                facts[result.path] = result
+                looked.append(result)
                 if progress:
                     progress(done, len(new))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    facts = known.iloc[places[kept]].reset_index()
+    if looked:
+        rows = pd.DataFrame(map(vars, looked), columns=NAMES)
+        facts = pd.concat([facts, rows], ignore_index=True) if len(facts) else rows
+        facts = facts.set_index("path").loc[list(paths)].reset_index()
     if cache_file and (new or len(known) != len(paths)):
-        _write_cache(cache_file, [f for f in facts.values() if not f.reason])
-    names = list(ImageFacts.__dataclass_fields__)
-    return pd.DataFrame([asdict(facts[path]) for path in paths], columns=names)
+        _write_cache(cache_file, facts[facts["reason"] == ""])
+    return facts
 
 
 def look_at(root: Path, path: str, decode: bool, max_pixels: int) -> ImageFacts:
@@ -163,13 +149,38 @@ def _upright_size(file: Path, decode: bool, max_pixels: int) -> tuple[int, int]:
     return open_image(file, max_pixels=max_pixels).size
 
 
-def _still_true(file: Path, old: ImageFacts, decode: bool, max_pixels: int) -> bool:
-    try:
-        status = file.stat()
-    except OSError:
-        return False
-    same = (status.st_size, status.st_mtime_ns) == (old.bytes, old.mtime_ns)
-    return same and old.decoded >= decode and old.width * old.height <= max_pixels
+def _still_true(
+    root: Path,
+    paths: Sequence[str],
+    known: pd.DataFrame,
+    places: NDArray[np.intp],
+    *,
+    decode: bool,
+    max_pixels: int,
+) -> NDArray[np.bool_]:
+    """Which files are as they were when they were looked at, and were looked at well enough.
+
+    Args:
+        root: The data folder.
+        paths: Files, relative to it.
+        known: Outcome of earlier checks.
+        places: Row of each file there, -1 for none.
+        decode: Whether every pixel must have been decoded.
+        max_pixels: Larger images are to be refused.
+    """
+    start = f"{root}{os.sep}"
+    found = np.full((len(paths), 2), -1, np.int64)
+    for number in np.flatnonzero(places >= 0).tolist():
+        with contextlib.suppress(OSError):
+            status = os.stat(start + paths[number])  # noqa: PTH116 - thousands of them
+            found[number] = status.st_size, status.st_mtime_ns
+    sizes, times = (known[name].to_numpy(np.int64) for name in ("bytes", "mtime_ns"))
+    pixels = known["width"].to_numpy(np.int64) * known["height"].to_numpy(np.int64)
+    enough = (pixels <= max_pixels) & (known["decoded"].to_numpy(bool) >= decode)
+    kept = places >= 0
+    at = places[kept]
+    kept[kept] = (sizes[at] == found[kept, 0]) & (times[at] == found[kept, 1]) & enough[at]
+    return kept
 
 
 def cache_path(cache_dir: Path, root: Path) -> Path:
@@ -178,23 +189,28 @@ def cache_path(cache_dir: Path, root: Path) -> Path:
     return cache_dir / "images" / f"{key}-v{CACHE_VERSION}.parquet"
 
 
-def _read_cache(file: Path | None) -> dict[str, ImageFacts]:
+def _read_cache(file: Path | None) -> pd.DataFrame:
+    """Outcome of earlier checks by path; empty where there is none."""
+    nothing = pd.DataFrame(columns=NAMES).set_index("path")
     if file is None or not file.exists():
-        return {}
+        return nothing
     try:
-        table = pd.read_parquet(file)
-        rows = table[list(ImageFacts.__dataclass_fields__)].itertuples(index=False)
-        return {row.path: ImageFacts(*row) for row in rows}  # type: ignore[misc]
+        status = file.stat()
+        identity = status.st_ino, status.st_mtime_ns, status.st_size
+        if _memory.get(file, (None, nothing))[0] != identity:
+            table = pd.read_parquet(file)[NAMES].drop_duplicates("path").set_index("path")
+            _memory[file] = identity, table
+        return _memory[file][1]
     except Exception as error:  # a damaged cache costs a second look, never the job
         log.warning("the remembered check %s cannot be read (%s): checking again", file, error)
-        return {}
+        return nothing
 
 
-def _write_cache(file: Path, facts: list[ImageFacts]) -> None:
+def _write_cache(file: Path, facts: pd.DataFrame) -> None:
     partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        pd.DataFrame([asdict(fact) for fact in facts]).to_parquet(partial, index=False)
+        facts.to_parquet(partial, index=False)
         partial.replace(file)
     except OSError as error:
         log.warning("the check of the images cannot be remembered in %s: %s", file.parent, error)

@@ -21,8 +21,9 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from tl.bundle import ImageError, Preprocessing, open_image
 from tl.bundle.images import MAX_PIXELS
 from tl.config import AugmentConfig, TrainConfig
-from tl.data.check import usable_cores
-from tl.data.table import DataError, ImageTable
+from tl.cores import usable_cores
+from tl.data.errors import DataError
+from tl.data.table import ImageTable
 from tl.data.transforms import Transform, batch_mix, eval_transform, train_transform
 
 log = logging.getLogger(__name__)

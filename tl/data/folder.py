@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tl.bundle import IMAGE_SUFFIXES
+from tl.data.errors import DataError
 
 SPLIT_NAMES = {
     "train": "train",
@@ -79,6 +80,23 @@ def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 - a name, not a path
 
 
+def existing_folder(text: str) -> Path:
+    """The data folder, absolute; without torch or pandas, so that a wrong name is refused at once.
+
+    Raises:
+        DataError: It is not there, or a file.
+    """
+    root = Path(text).expanduser().absolute()
+    if root.is_dir():
+        return root.resolve()
+    if root.exists():
+        raise DataError(f"data.root: {root} is a file, not a folder; unpack it if it is an archive")
+    upper = next(parent for parent in root.parents if parent.is_dir())
+    first_missing = root.relative_to(upper).parts[0]
+    hint = nearest(first_missing, [p.name for p in upper.iterdir() if p.is_dir()])
+    raise DataError(f"data.root: there is no folder {root} ({upper} has no {first_missing}{hint})")
+
+
 def scan(root: Path) -> Found:
     """Look through a data folder without opening a file.
 
@@ -88,32 +106,32 @@ def scan(root: Path) -> Found:
     found = Found(root)
     folders, files = _listing(root, found)
     splits = _split_folders(root, folders, found)
-    found.ignored += [escaped(file.name) for file in files]
+    found.ignored += map(escaped, files)
     if not splits:
         _read_split(root, "train", folders, found)
         return found
     for split, folder in splits.items():
         found.split_folders[split] = folder.name
         classes, strays = _listing(folder, found)
-        found.ignored += [f"{folder.name}/{escaped(file.name)}" for file in strays]
+        found.ignored += [f"{folder.name}/{escaped(name)}" for name in strays]
         _read_split(folder, split, classes, found)
     used = {folder.name for folder in splits.values()}
     found.ignored += [f"{escaped(folder.name)}/" for folder in folders if folder.name not in used]
     return found
 
 
-def _listing(folder: Path, found: Found) -> tuple[list[Path], list[Path]]:
-    """Folders and files that count, each in natural order; hidden ones do not."""
+def _listing(folder: Path, found: Found) -> tuple[list[Path], list[str]]:
+    """Folders, and names of files, that count, each in natural order; hidden ones do not."""
     try:
         with os.scandir(folder) as entries:
             shown = [e for e in entries if not e.name.startswith(".") and e.name not in LITTER]
-            folders = [Path(e.path) for e in shown if e.is_dir()]
-            files = [Path(e.path) for e in shown if not e.is_dir()]
+            folders = [e.name for e in shown if e.is_dir()]
+            files = [e.name for e in shown if not e.is_dir()]
     except OSError as error:
         found.problems.append(f"{folder} cannot be listed: {(error.strerror or '').lower()}")
         return [], []
-    by_name = lambda path: natural_order(path.name)  # noqa: E731
-    return sorted(folders, key=by_name), sorted(files, key=by_name)
+    names = sorted(folders, key=natural_order)
+    return [folder / name for name in names], sorted(files, key=natural_order)
 
 
 def _split_folders(root: Path, folders: list[Path], found: Found) -> dict[str, Path]:
@@ -134,7 +152,7 @@ def _split_folders(root: Path, folders: list[Path], found: Found) -> dict[str, P
 
 def _is_split(folder: Path) -> bool:
     folders, files = _listing(folder, Found(folder))
-    return bool(folders) or not any(is_image_name(file.name) for file in files)
+    return bool(folders) or not any(map(is_image_name, files))
 
 
 def _read_split(folder: Path, split: str, classes: list[Path], found: Found) -> None:
@@ -149,9 +167,8 @@ def _read_split(folder: Path, split: str, classes: list[Path], found: Found) -> 
         name = unicodedata.normalize("NFC", class_folder.name)
         if name not in names:
             names.append(name)
-        for file in _files(class_folder, above, found):
-            path = file.relative_to(found.root).as_posix()
-            if not is_image_name(file.name):
+        for path in _files(class_folder, above, found):
+            if not is_image_name(path):
                 found.ignored.append(escaped(path))
             elif _printable(path):
                 found.images.append((path, name, split))
@@ -159,13 +176,14 @@ def _read_split(folder: Path, split: str, classes: list[Path], found: Found) -> 
                 found.unnamed.append((escaped(path), split))
 
 
-def _files(folder: Path, above: frozenset[tuple[int, int]], found: Found) -> Iterator[Path]:
-    """Files of a class, in depth. A link to a folder that we stand in is not followed."""
+def _files(folder: Path, above: frozenset[tuple[int, int]], found: Found) -> Iterator[str]:
+    """Files of a class below the root, in depth. A link to a folder around it is not followed."""
     identity = _identity(folder)
     if identity in above:
         return
     folders, files = _listing(folder, found)
-    yield from files
+    place = folder.relative_to(found.root).as_posix()
+    yield from (f"{place}/{name}" for name in files)
     for inner in folders:
         yield from _files(inner, above | {identity}, found)
 

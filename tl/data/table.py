@@ -10,18 +10,25 @@ from typing import Any
 
 import pandas as pd
 
-from tl.config import BadImages, DataConfig, ProblemsError
+from tl.config import BadImages, DataConfig
 from tl.data.check import cache_path, check_images
-from tl.data.folder import LAYOUT, Found, count, is_image_name, natural_order, nearest, scan, some
+from tl.data.errors import DataError
+from tl.data.folder import (
+    LAYOUT,
+    Found,
+    count,
+    existing_folder,
+    is_image_name,
+    natural_order,
+    nearest,
+    scan,
+    some,
+)
 from tl.data.splits import split_by_content, unsplittable
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ["path", "label", "split", "sha256", "width", "height", "bytes"]
 SHOWN_BAD = 10
-
-
-class DataError(ProblemsError):
-    """The images or their folders are wrong."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,7 @@ def read_folder(
         >>> table.counts()["train"]  # doctest: +SKIP
         {'ants': 98, 'bees': 97}
     """
-    root = _existing_folder(config.root)
+    root = existing_folder(config.root)
     found = scan(root)
     if not found.images and not found.problems:
         raise DataError(_nothing_found(found))
@@ -179,18 +186,6 @@ def _assemble(
         raise DataError(problems)
     rows = _ordered(rows)
     return ImageTable(found.root, classes, rows, notes + _duplicate_notes(rows), quarantined)
-
-
-def _existing_folder(text: str) -> Path:
-    root = Path(text).expanduser().absolute()
-    if root.is_dir():
-        return root.resolve()
-    if root.exists():
-        raise DataError(f"data.root: {root} is a file, not a folder; unpack it if it is an archive")
-    upper = next(parent for parent in root.parents if parent.is_dir())
-    first_missing = root.relative_to(upper).parts[0]
-    hint = nearest(first_missing, [p.name for p in upper.iterdir() if p.is_dir()])
-    raise DataError(f"data.root: there is no folder {root} ({upper} has no {first_missing}{hint})")
 
 
 def _nothing_found(found: Found) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from tl.config import ConfigError
+from tl.cores import usable_cores
 from tl.engine.comparing import relative_difference, timed
 from tl.engine.engines import BF16_TOLERANCE, Engine, milliseconds, power
 from tl.engine.memory import Cost, Memory, describe, machine
-from tl.engine.onnx import onnx_runner, quiet
+from tl.engine.onnx import onnx_runner
 from tl.engine.runners import (
     Outputs,
     Runner,
@@ -30,6 +30,7 @@ from tl.engine.runners import (
     own_copy,
     plain,
 )
+from tl.quiet import quiet
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def choose_engine(
         base = own_copy(prefix, device)
     except UnavailableError as error:
         return Engine("eager", plain(prefix, device), tolerance, notes=(str(error),))
-    place = machine(device, threads := threads or _cores())
+    place = machine(device, threads := threads or usable_cores())
     remembered = Memory(memory, place, describe(prefix, tuple(images.shape[1:])))
     trial = _Trial(
         base, images, device, images_to_run, tolerance, threads, loading_seconds, choice, remembered
@@ -319,11 +320,6 @@ class _Trial:
             runner(self.images[:most])
             seconds[size] = time.perf_counter() - begin
         runner.chunk = min(seconds, key=seconds.__getitem__)
-
-
-def _cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _label(name: str) -> str:

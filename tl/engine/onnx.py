@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import logging
 import tempfile
-import threading
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from tl.engine.runners import Outputs, Runner, UnavailableError, first_line
+from tl.quiet import quiet
 
 # Protocol buffers end at 2 GB; the rest of the graph is small.
 MAX_IN_MEMORY = 1_900_000_000
-# Exporters, levels of loggers and filters of warnings are global: one set-up at a time.
-_ONE_AT_A_TIME = threading.RLock()
 
 
 class OnnxRunner(Runner):
@@ -106,21 +101,3 @@ def _export(
             program.save(place, external_data=True)
         else:
             place.write(program.model_proto.SerializeToString())
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Exporters and compilers speak of their inner life; what matters, the engine's line says."""
-    names = ("torch", "torch.onnx", "torch.export", "torch._dynamo", "torch._inductor")
-    loggers = [logging.getLogger(name) for name in (*names, "onnxscript", "onnx_ir")]
-    with _ONE_AT_A_TIME:
-        levels = [logger.level for logger in loggers]
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.CRITICAL)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tl.export.errors import ExportError
+from tl.quiet import quiet
 
 logger = logging.getLogger(__name__)
 
@@ -159,19 +158,3 @@ def _reason(error: BaseException) -> str:
     line = str(error).strip().split("\n")[0]
     plain = re.sub("\x1b\\[[0-9;]*m", "", line)  # without the colours of a terminal
     return f"{type(error).__name__}: {plain}"
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Exporter and timm speak of their own inner life; what matters, our callers raise or log."""
-    names = ("torch", "torch.onnx", "torch.export", "onnxscript", "onnx_ir", "timm")
-    levels = {name: logging.getLogger(name).level for name in names}
-    try:
-        for name in names:
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

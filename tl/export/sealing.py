@@ -18,7 +18,7 @@ from torch import nn
 
 from tl.bundle import Bundle, BundleError, Preprocessing, open_image
 from tl.export.errors import ExportError
-from tl.export.graph import quiet
+from tl.quiet import quiet
 
 # One image takes other paths through some networks than many do, so both are tried.
 BATCH_SIZES = (1, 5)

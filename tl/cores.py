@@ -1,0 +1,30 @@
+"""How many cores this process may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use: its CPU affinity, cut by the quota of its container."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    quotas = [_quota(cgroup / "cpu.max")]
+    try:
+        own = Path("/proc/self/cgroup").read_text().split("::")[-1].strip().lstrip("/")
+        quotas.append(_quota(cgroup / own / "cpu.max"))
+        v1 = cgroup / "cpu"
+        limit = int((v1 / "cpu.cfs_quota_us").read_text())
+        quotas.append(limit / int((v1 / "cpu.cfs_period_us").read_text()) if limit > 0 else None)
+    except (OSError, ValueError):
+        pass  # cgroup v2 only, or no cgroups: what was found so far counts
+    return max(1, min([cores, *(int(q) for q in quotas if q is not None)]))
+
+
+def _quota(file: Path) -> float | None:
+    try:
+        limit, period = file.read_text().split()
+        return None if limit == "max" else int(limit) / int(period)
+    except (OSError, ValueError):
+        return None
