@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 DPI = 200
+MARGIN = 0.06  # inches around a picture
+COMPRESSION = 3  # of PNG: higher levels take several times as long for a few per cent
 MOST_NUMBERED = 60  # classes up to which each cell of the matrix shows its count
 MOST_MARKED = 60  # epochs up to which each has a marker on its line
 MOST_NAMED = 100  # classes up to which the axes show names
@@ -50,21 +52,28 @@ Phase = tuple[str, int, int]  # name, first and last epoch on the common axis
 
 @contextmanager
 def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure of so many inches that is written to `path` in one step, without a display."""
+    """A figure that is written to `path` in one step, without a display, with a thin margin.
+
+    Axes have their places in inches of a page of so many; what stands around them (names, legends)
+    may reach beyond it, and the picture is cut where the ink ends. That is found out once and drawn
+    once: matplotlib's own layouts do both several times.
+    """
     from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with rc_context(STYLE), warnings.catch_warnings():
         # A class name in a script that the font lacks is drawn as boxes; the tables have it right.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(width, height), dpi=DPI)
         yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{os.getpid()}.{path.name}")
         try:
-            # Tight: the fixed shape of a matrix would else push its labels over the edge.
             kind = path.suffix.lstrip(".") or "png"
-            figure.savefig(partial, dpi=DPI, format=kind, bbox_inches="tight", pad_inches=0.06)
+            ink = figure.get_tightbbox(FigureCanvasAgg(figure).get_renderer())
+            options = {"pil_kwargs": {"compress_level": COMPRESSION}} if kind == "png" else {}
+            figure.savefig(partial, format=kind, bbox_inches=ink.padded(MARGIN), **options)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -84,16 +93,16 @@ def save_confusion(report: Report, path: Path) -> None:
 
     count = len(report.classes)
     names = [_short(name) for name in report.classes]
-    label_inches = 0.075 * max(map(len, names)) if count <= MOST_NAMED else 0.3
     cell = max(0.32, 0.1 * len(f"{report.confusion.max():,}"))
     side = float(np.clip(cell * count, 2.4, 11))
-    with _figure(Path(path), side + label_inches + 1.6, side + label_inches + 1.0) as figure:
-        axes = figure.add_subplot()
+    with _figure(Path(path), width := side + 0.5, side) as figure:
+        axes = figure.add_axes((0, 0, side / width, 1))
+        beside = figure.add_axes(((side + 0.15) / width, 0.1, 0.046 * side / width, 0.8))
         rows = report.confusion.sum(axis=1, keepdims=True)
         shares = report.confusion / np.maximum(rows, 1)
         # The root lets rare confusions show beside a strong diagonal.
         image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
-        bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, shrink=0.8)
+        bar = figure.colorbar(image, cax=beside)
         bar.set_label("share of the true class")
         bar.outline.set_visible(False)
         _confusion_axes(axes, names, side)
@@ -142,7 +151,10 @@ def _confusion_numbers(
     size = float(np.clip(cell_points / digits * 1.1, 3.5, 11))
     for i, j in zip(*np.nonzero(counts), strict=True):
         colour = "white" if shares[i, j] > 0.4 else "black"
-        axes.text(j, i, f"{counts[i, j]:,}", ha="center", va="center", fontsize=size, color=colour)
+        axes.text(
+            j, i, f"{counts[i, j]:,}", ha="center", va="center", fontsize=size, color=colour,
+            in_layout=False,  # it lies within its cell
+        )  # fmt: skip
 
 
 def _short(name: str, most: int = 28) -> str:
@@ -169,8 +181,9 @@ def save_curves(history: pd.DataFrame, path: Path) -> None:
     rates = _learning_rates(table)
     quantities = [q for q in ("loss", "acc") if {f"train/{q}", f"val/{q}"} & set(table.columns)]
     heights = [3.0] * len(quantities) + ([2.2] if rates else [])
-    with _figure(Path(path), 7.2, 0.72 * sum(heights) + 1.0) as figure:
-        grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
+    with _figure(Path(path), 5.0, 0.72 * sum(heights) + 0.2 * len(heights)) as figure:
+        place = {"left": 0, "right": 1, "bottom": 0, "top": 1, "hspace": 0.1}
+        grid = figure.add_gridspec(len(heights), 1, height_ratios=heights, **place)
         axes = list(grid.subplots(sharex=True, squeeze=False)[:, 0])
         for ax, quantity in zip(axes, quantities, strict=False):
             _draw_quantity(ax, table, phases, quantity)
