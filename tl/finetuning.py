@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tl.config import BatchNormMode, FinetuneConfig, Optimizer, PhaseConfig, Select, TlError
+from tl.config import (
+    BatchNormMode,
+    ConfigError,
+    FinetuneConfig,
+    Optimizer,
+    PhaseConfig,
+    Select,
+    TlError,
+    Trains,
+)
 from tl.models import HEAD, RANDOM, BuiltModel, Stage, tensors_sha256
 
 SMALL_TRAIN = (
     1_000  # images; below, the batch statistics of BatchNorm are worse than the pretraining's
 )
 SMALL_BATCH = 16
+ADAPTER = "lora_"  # how the names of the parts of an adapter begin
 
 
 class FreezeError(TlError):
@@ -133,9 +143,62 @@ def trainable_stages(stages: Sequence[Stage], last: int) -> tuple[str, ...]:
 # --- freezing -----------------------------------------------------------------------------------
 
 
+def trained_names(model: nn.Module, stages: Sequence[Stage], phase: Phase) -> set[str]:
+    """Names of the parameters that train: of the phase's stages all, or what `trains` leaves.
+
+    Scale and shift of normalisation layers alone (Frankle et al. 2021, arXiv:2003.00152), or
+    adapters alone; the head always whole.
+    """
+    names = {n for s in stages if s.name in phase.trainable for n in s.parameters}
+    if phase.trains == Trains.all.value:
+        return names
+    head = {n for s in stages if s.name == HEAD for n in s.parameters}
+    if phase.trains == Trains.norm.value:
+        return names & (head | norm_names(model))
+    return names & (head | {n for n in names if f".{ADAPTER}" in n})
+
+
+def norm_names(model: nn.Module) -> set[str]:
+    """Names of the scales and shifts of normalisation layers, of torch, timm or a model's own.
+
+    Example:
+        >>> sorted(norm_names(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))))
+        ['1.bias', '1.weight']
+    """
+    return {
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        if any("norm" in kind.__name__.lower() for kind in type(module).__mro__)
+        for name, _ in module.named_parameters(recurse=False)
+    }
+
+
+def check_norms(model: nn.Module, stages: Sequence[Stage], phase: Phase) -> None:
+    """Refuse a phase of normalisation layers where its stages have none.
+
+    Raises:
+        ConfigError: Says what would train instead.
+    """
+    head = {n for s in stages if s.name == HEAD for n in s.parameters}
+    if phase.trains == Trains.norm.value and not trained_names(model, stages, phase) - head:
+        body = [name for name in phase.trainable if name != HEAD]
+        msg = (
+            f"finetune.phases.{phase.name}.trains=norm: "
+            f"{', '.join(body) or 'the head alone'} has no normalisation layers with a scale or "
+            "shift. Take more stages (train_stages=-1: all), or trains=all"
+        )
+        raise ConfigError(msg)
+
+
+def state_names(model: nn.Module, stages: Sequence[Stage], phase: Phase) -> set[str]:
+    """Names of all that a phase may change: what trains, and the buffers of its stages."""
+    buffers = {n for s in stages if s.name in phase.trainable for n in s.buffers}
+    return trained_names(model, stages, phase) | buffers
+
+
 def freeze(model: nn.Module, stages: Sequence[Stage], phase: Phase) -> None:
-    """Let exactly the phase's stages train: `requires_grad` of all parameters, and all modes."""
-    trainable = {n for s in stages if s.name in phase.trainable for n in s.parameters}
+    """Let exactly what the phase names train: `requires_grad` of all parameters, and all modes."""
+    trainable = trained_names(model, stages, phase)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
     set_modes(model, freeze_batch_norm=phase.freeze_batch_norm)
@@ -206,13 +269,15 @@ def parameter_groups(
         FreezeError: A trainable parameter is in no stage, or in two.
     """
     parameters = dict(model.named_parameters())
+    trained = trained_names(model, stages, phase)
     no_weight_decay: Any = getattr(model, "no_weight_decay", set)
     still = set(no_weight_decay())
     groups: list[dict[str, Any]] = []
     for name, rate in stage_rates(stages, phase).items():
         stage = next(s for s in stages if s.name == name)
-        decayed = [n for n in stage.parameters if parameters[n].ndim > 1 and n not in still]
-        others = [n for n in stage.parameters if n not in set(decayed)]
+        own = [n for n in stage.parameters if n in trained]
+        decayed = [n for n in own if parameters[n].ndim > 1 and n not in still]
+        others = [n for n in own if n not in set(decayed)]
         for label, names, decay in (
             (name, decayed, phase.weight_decay),
             (f"{name}/no_decay", others, 0.0),
@@ -239,27 +304,45 @@ def parameter_groups(
 # --- tables and audit ---------------------------------------------------------------------------
 
 
-def stage_hashes(model: nn.Module, stages: Iterable[Stage]) -> dict[str, dict[str, str]]:
-    """SHA-256 of the weights and of the buffers of every stage."""
+def stage_hashes(
+    model: nn.Module, stages: Sequence[Stage], phase: Phase | None = None
+) -> dict[str, dict[str, str]]:
+    """SHA-256 of the weights and of the buffers of every stage.
+
+    Args:
+        model: The model.
+        stages: Its stages.
+        phase: In the stages that it trains, `weights` is what trains, and `frozen` the rest.
+    """
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
-    return {
-        stage.name: {
-            "weights": tensors_sha256((n, parameters[n]) for n in stage.parameters),
+    trained = trained_names(model, stages, phase) if phase else set()
+    hashes = {}
+    for stage in stages:
+        part = set(stage.parameters)
+        if phase and stage.name in phase.trainable:
+            part &= trained
+        rest = set(stage.parameters) - part
+        hashes[stage.name] = {
+            "weights": tensors_sha256((n, parameters[n]) for n in part),
+            "frozen": tensors_sha256((n, parameters[n]) for n in rest),
             "buffers": tensors_sha256((n, buffers[n]) for n in stage.buffers),
         }
-        for stage in stages
-    }
+    return hashes
 
 
 def stage_rows(model: nn.Module, stages: Sequence[Stage], phase: Phase) -> list[dict[str, Any]]:
-    """Rows of the table before a phase: stage, parameters (count), trainable, peak lr or None."""
+    """Rows of the table before a phase: stage, parameters and trainable (counts), peak lr or None.
+
+    A frozen stage has 0 trainable ones.
+    """
     sizes = {name: p.numel() for name, p in model.named_parameters()}
+    trained = trained_names(model, stages, phase)
     rates = stage_rates(stages, phase)
     return [
         {
             "stage": stage.name,
             "parameters": sum(sizes[n] for n in stage.parameters),
-            "trainable": stage.name in phase.trainable,
+            "trainable": sum(sizes[n] for n in stage.parameters if n in trained),
             "lr": rates.get(stage.name),
         }
         for stage in stages
@@ -275,15 +358,19 @@ def audit(
     """Compare the hashes around a phase.
 
     Returns:
-        One row a stage: `stage`, `trainable`, and in `weights` and `buffers` the words `moved`,
-        `still` or `none`.
+        One row a stage: `stage`, and in `weights` and `buffers` the words `moved`, `still` or
+        `none`.
 
     Raises:
-        FreezeError: Weights or buffers of a frozen stage moved.
+        FreezeError: Something frozen moved: weights or buffers of a frozen stage, or the weights
+            beside those that train in a stage that trains in part.
     """
     rows = []
     for stage in stages:
-        row: dict[str, Any] = {"stage": stage.name, "trainable": stage.name in phase.trainable}
+        row: dict[str, Any] = {"stage": stage.name}
+        if before[stage.name]["frozen"] != after[stage.name]["frozen"]:
+            msg = f"phase {phase.name}: weights of {stage.name} that were frozen moved"
+            raise FreezeError(msg)
         for kind, names in (("weights", stage.parameters), ("buffers", stage.buffers)):
             moved = before[stage.name][kind] != after[stage.name][kind]
             row[kind] = ("moved" if moved else "still") if names else "none"

@@ -17,7 +17,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from tl.config import TlError
-from tl.finetuning import Phase, freeze, parameter_groups, set_modes
+from tl.finetuning import Phase, freeze, parameter_groups, set_modes, state_names
 from tl.graph import Split
 from tl.heads import train_epoch
 from tl.models import Stage
@@ -101,11 +101,9 @@ class ClassificationModule(pl.LightningModule):
         return logits
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Weights and buffers of the stages that train, by their names in the model."""
-        state = self.model.state_dict()
-        stages = [s for s in self.stages if s.name in self.phase.trainable]
-        names = {name for s in stages for name in (*s.parameters, *s.buffers)}
-        return {name: value for name, value in state.items() if name in names}
+        """What the phase changes, by its names in the model: weights, and buffers of its stages."""
+        names = state_names(self.model, self.stages, self.phase)
+        return {name: v for name, v in self.model.state_dict().items() if name in names}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what trains: the rest is what the phase began with."""

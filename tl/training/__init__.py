@@ -20,7 +20,7 @@ from pytorch_lightning.loggers import Logger
 from tl import display
 from tl.config import ActivationsConfig
 from tl.data.datamodule import ImageDataModule
-from tl.finetuning import Phase, Plan, audit, stage_hashes, stage_rows
+from tl.finetuning import Phase, Plan, audit, check_norms, stage_hashes, stage_rows
 from tl.models import BuiltModel
 from tl.module import ClassificationModule, TrainingError
 from tl.training.activations import Activations, Prepared
@@ -123,10 +123,13 @@ def run_plan(
         seed: Seed of the run.
 
     Raises:
-        ConfigError: Lightning refuses `trainer` or `callbacks`.
+        ConfigError: Lightning refuses `trainer` or `callbacks`, or the model lacks the layers that
+            a phase would train.
         TrainingError: The loss is not finite, or a checkpoint cannot be written.
         FreezeError: Something frozen moved.
     """
+    for phase in plan.phases:
+        check_norms(built.model, built.stages, phase)
     folder.mkdir(parents=True, exist_ok=True)
     done, rows = read_progress(folder)
     load_kept(built.model, folder, done)
@@ -214,7 +217,7 @@ class _Fit:
         rows = stage_rows(model, stages, phase)
         display.stage_table(self.title, rows)
         log_facts({"stages": rows}, f"{name}-before")
-        before = stage_hashes(model, stages)
+        before = stage_hashes(model, stages, phase)
         weights = {k: v.clone() for k, v in self.module.trained_state().items()}
         history, checkpoints = History(phase), Checkpoints(self.folder)
         trainer = make_trainer(
@@ -235,7 +238,7 @@ class _Fit:
         quiet_fit(trainer, self.module, self.cached or self.data, resume)
         best = checkpoints.write_best()
         load_model(model, best)
-        moved = audit(before, stage_hashes(model, stages), phase, stages)
+        moved = audit(before, stage_hashes(model, stages, phase), phase, stages)
         for row, facts in zip(rows, moved, strict=True):
             row |= facts
         display.stage_table(f"{self.title}, after", rows)
@@ -288,7 +291,7 @@ class _Fit:
             kept=kept,
             steps=trainer.global_step,
             seconds=sum(row["seconds"] for row in history),
-            trainable_parameters=sum(r["parameters"] for r in rows if r["trainable"]),
+            trainable_parameters=sum(r["trainable"] for r in rows),
             checkpoint=f"{self.folder.name}/best.ckpt",
             cached=prepared.data is not None,
         )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tl import display
 from tl.cache import ActivationCache, CacheError, Field, Rows, Shelf, free_bytes
-from tl.config import ActivationsConfig, CacheMode
+from tl.config import ActivationsConfig, CacheMode, Trains
 from tl.data.check import usable_cores
 from tl.data.datamodule import FEW_IMAGES, ImageDataModule
 from tl.data.views import CLEAN, ViewDataset, is_random, view_key, view_loader
@@ -122,7 +122,9 @@ class Activations:
         if self.data.mix is not None:
             return "mixup and cutmix mix the pixels of images, so nothing can be kept per image"
         if len(phase.trainable) == len(self.built.stages):
-            return "every stage trains, nothing is frozen"
+            if phase.trains == Trains.all.value:
+                return "every stage trains, nothing is frozen"
+            return "every stage trains in part, so next to nothing stays the same"
         return ""
 
     def _prepare(self, phase: Phase, device: torch.device, *, forced: bool) -> Prepared:

@@ -34,9 +34,9 @@ class Proofs:
 
     def know(self, built: BuiltModel, phase: Phase) -> bool:
         """Whether this backbone was cut for such a phase before: then that was worth it."""
-        wanted = (built.weights.sha256, list(phase.trainable))
+        wanted = (built.weights.sha256, list(phase.trainable), phase.trains)
         return any(
-            (entry.get("backbone"), entry.get("trainable")) == wanted
+            tuple(entry.get(key) for key in ("backbone", "trainable", "trains")) == wanted
             for entry in self._read().values()
             if isinstance(entry, dict)
         )
@@ -57,6 +57,7 @@ class Proofs:
             "frozen part": cut.sha256,
             "frontier": cut.nodes,
             "trainable": phase.trainable,
+            "trains": phase.trains,
             "freeze_batch_norm": phase.freeze_batch_norm,
             "torch": torch.__version__,
             "timm": timm.__version__,
