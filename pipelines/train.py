@@ -10,7 +10,7 @@ from tl.runs import TrainResult
 
 
 def train(config: TrainConfig) -> TrainResult:
-    """Do the main job, as `tl.compose` configures it: read, transfer, judge, export, log.
+    """Do the main job, as `tl.compose` configures it: read, decide, transfer, judge, export, log.
 
     Raises:
         RequestError: The request was wrong (`ConfigError`, `DataError`, `WeightsError`).
@@ -25,40 +25,41 @@ def train(config: TrainConfig) -> TrainResult:
 
         tracking.load(config.tracking)
     began = time.perf_counter()
-    folder, config = runs.open_run(config)
-    training.prepare(config.trainer, config.seed, config.callbacks, config.logger)
-    models.check_request(config.model, pretrained=config.finetune.pretrained)
+    folder, asked = runs.open_run(config)
+    training.prepare(asked.trainer, asked.seed, asked.callbacks, asked.logger)
+    models.check_request(asked.model, pretrained=asked.finetune.pretrained)
     # A table of (image, label, split), every image looked at once
     with display.bar("checking images") as progress:
         table = data.read_folder(
-            config.data, seed=config.seed, cache_dir=config.cache.path(), progress=progress
+            asked.data, seed=asked.seed, cache_dir=asked.cache.path(), progress=progress
         )
     # Backbone, new head, stages, and the preprocessing of these very weights
-    built = models.build_model(config.model, table.classes, pretrained=config.finetune.pretrained)
+    built = models.build_model(asked.model, table.classes, pretrained=asked.finetune.pretrained)
+    tracking.check_store(asked.tracking, resume=folder.resumed)
+    # finetune=auto: measure the images with this backbone, then decide; else as asked
+    config, built, advice = runs.decide_or_keep(folder, asked, table, built)
+    display.sections(runs.brief(advice))
     images = data.ImageDataModule.from_config(table, built.preprocessing, config)
     # Phases, each with its stages and learning rates
     sizes = {"train_images": len(table.split("train")), "batch_size": config.data.batch_size}
     plan = finetuning.build_plan(config.finetune, built, **sizes)
-    tracking.check_store(config.tracking, resume=folder.resumed)
-    runs.create(folder, config, table, built, plan)
+    runs.create(folder, asked, table, built, plan, advice)
     display.facts(runs.run_name(config), runs.job_facts(table, built, plan))
 
     with runs.resumable(folder), tracking.start_run(**runs.labels(folder, config)) as tracked:
+        config, built, plan, advice = runs.confirm(folder, config, built, images, plan, advice)
         params = runs.job_params(config, table, built, plan)
-        tracked.log_job(params, to_yaml(config), table.fingerprint())
+        tracked.log_job(params, to_yaml(asked), table.fingerprint(), *runs.records(advice))
         fit = training.run_plan(
             plan,
             built,
             images,
             folder=folder.checkpoints,
-            trainer=config.trainer,
-            callbacks=config.callbacks,
             loggers_from=lambda n: (
                 tracked.loggers(n) + training.loggers(config.logger, folder.path, n)
             ),
             log_facts=lambda facts, name: tracked.log_dict(facts, f"phases/{name}.json"),
-            cache=config.cache,
-            seed=config.seed,
+            **runs.fit_settings(config),
         )
         reports, predictions = training.judge(fit.predict, images)
         metrics = runs.write_results(folder, fit, reports, predictions, time.perf_counter() - began)

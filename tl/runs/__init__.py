@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tl.config import NO_YAML, ConfigError, Interrupted, TrainConfig, validate
 from tl.runs.contents import golden_images, job_facts, job_params, where, write_results
-from tl.runs.deciding import Advice, confirm, decide_or_keep
+from tl.runs.deciding import Advice, brief, confirm, decide_or_keep, fit_settings, records
 from tl.runs.folder import CONFIG, MODEL, RunError, RunFolder, TrainResult
 
 if TYPE_CHECKING:  # so that `tl train --help` loads neither torch nor pandas
@@ -28,15 +28,18 @@ __all__ = [
     "RunError",
     "RunFolder",
     "TrainResult",
+    "brief",
     "confirm",
     "create",
     "decide_or_keep",
+    "fit_settings",
     "golden_images",
     "job_facts",
     "job_params",
     "labels",
     "open_run",
     "read_config",
+    "records",
     "refuse_changes",
     "resumable",
     "run_name",

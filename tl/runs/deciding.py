@@ -13,7 +13,8 @@ from tl.decision.evidence import Evidence
 from tl.runs.folder import RunError, RunFolder
 
 if TYPE_CHECKING:
-    from tl.data import ImageDataModule
+    from tl.advice import Section
+    from tl.data import ImageDataModule, ImageTable
     from tl.decision import Decision
     from tl.finetuning import Plan
     from tl.models import BuiltModel
@@ -49,6 +50,18 @@ class Advice:
         """Settings of `choice` or `neighbour`."""
         chosen = self.decision.finetune if name == "choice" else self.decision.neighbour_finetune
         return replace(chosen, method=f"{AUTO}: {chosen.method}")
+
+    def config(self, asked: TrainConfig) -> TrainConfig:
+        """Config of the job: as the user asked, and as decided where that was left open."""
+        from tl.decision.augmenting import augmentation
+
+        size = asked.model.image_size or self.decision.image_size
+        return replace(
+            asked,
+            model=replace(asked.model, image_size=size),
+            augment=augmentation(self.decision, asked.augment),
+            finetune=self.finetune,
+        )
 
     def write(self, folder: RunFolder) -> None:
         """Write `evidence.json` and `decision.json`.
@@ -113,32 +126,35 @@ class Advice:
 
 
 def decide_or_keep(
-    folder: RunFolder, config: TrainConfig, built: BuiltModel, images: ImageDataModule
-) -> tuple[TrainConfig, BuiltModel, ImageDataModule, Advice | None]:
+    folder: RunFolder, config: TrainConfig, table: ImageTable, built: BuiltModel
+) -> tuple[TrainConfig, BuiltModel, Advice | None]:
     """Let the evidence decide what the config leaves open; an explicit method stays as it is.
 
     Args:
         folder: A resumed run goes on as it decided.
         config: As the user asked.
+        table: Images of the job.
         built: The model in its starting weights.
-        images: Data of the job.
 
     Returns:
-        Config, model and data of the job, and the advice; None with an explicit method.
+        Config and model of the job, and the advice; None with an explicit method.
 
     Raises:
         RunError: The run to resume lost what it decided.
     """
     if config.finetune.method != AUTO:
-        return config, built, images, None
-    advice = Advice.read(folder.path) if folder.resumed else _measured(config, built, images)
-    return (*follow(advice, config, built, images), advice)
+        return config, built, None
+    advice = Advice.read(folder.path) if folder.resumed else _measured(config, table, built)
+    config = advice.config(config)
+    return config, fitting(built, config, table), advice
 
 
-def _measured(config: TrainConfig, built: BuiltModel, images: ImageDataModule) -> Advice:
+def _measured(config: TrainConfig, table: ImageTable, built: BuiltModel) -> Advice:
+    from tl.data import ImageDataModule
     from tl.decision import decide
     from tl.training import gather_evidence
 
+    images = ImageDataModule.from_config(table, built.preprocessing, config)
     evidence = gather_evidence(built, images, config.cache, seed=config.seed)
     decision = decide(
         evidence,
@@ -151,27 +167,27 @@ def _measured(config: TrainConfig, built: BuiltModel, images: ImageDataModule) -
     return Advice(evidence, decision)
 
 
-def follow(
-    advice: Advice, config: TrainConfig, built: BuiltModel, images: ImageDataModule
-) -> tuple[TrainConfig, BuiltModel, ImageDataModule]:
-    """Config, model and data of a job as the advice has them.
-
-    The model is built again where the head or the size of the images is another one.
-    """
-    from tl.data import ImageDataModule
-    from tl.decision.augmenting import augmentation
+def fitting(built: BuiltModel, config: TrainConfig, table: ImageTable) -> BuiltModel:
+    """The model, built again where the config wants other images than it was built for."""
     from tl.models import build_model
 
-    size = config.model.image_size or advice.decision.image_size
-    config = replace(
-        config,
-        model=replace(config.model, image_size=size),
-        augment=augmentation(advice.decision, config.augment),
-        finetune=advice.finetune,
-    )
-    if size not in (None, built.preprocessing.input_size[-1]):
-        built = build_model(config.model, images.table.classes)
-    return config, built, ImageDataModule.from_config(images.table, built.preprocessing, config)
+    if config.model.image_size in (None, built.preprocessing.input_size[-1]):
+        return built
+    return build_model(config.model, table.classes)
+
+
+def brief(advice: Advice | None) -> tuple[Section, ...]:
+    """What a person should know before the training; nothing with an explicit method."""
+    if advice is None:
+        return ()
+    from tl import advice as words
+
+    return words.brief(advice.evidence, advice.decision)
+
+
+def records(advice: Advice | None) -> tuple[dict[str, float], dict[str, str]]:
+    """Metrics and tags for MLflow; nothing with an explicit method."""
+    return (advice.metrics(), advice.tags()) if advice else ({}, {})
 
 
 def confirm(
@@ -198,32 +214,32 @@ def confirm(
     if advice is None or not config.finetune.confirm or advice.confirmed is not None:
         return config, built, plan, advice
     tried, plans = {}, {}
+    sizes = {
+        "train_images": len(images.table.split("train")),
+        "batch_size": config.data.batch_size,
+    }
     for name in CANDIDATES:
-        candidate = replace(config, finetune=advice.candidate(name))
-        plans[name] = build_plan(
-            candidate.finetune,
-            built,
-            train_images=len(images.table.split("train")),
-            batch_size=config.data.batch_size,
-        )
+        plans[name] = build_plan(advice.candidate(name), built, **sizes)
         tried[name] = try_plan(
             name,
             plans[name],
             built,
             images,
             folder=folder.checkpoints / f"confirm-{name}",
-            trainer=config.trainer,
-            callbacks=config.callbacks,
-            cache=config.cache,
-            seed=config.seed,
+            **fit_settings(config),
         )
-    advice = replace(advice, confirmed=compare(tried["choice"], tried["neighbour"]))
-    assert advice.confirmed is not None
-    plan = plans[advice.confirmed.kept]
+    confirmed = compare(tried["choice"], tried["neighbour"])
+    advice, plan = replace(advice, confirmed=confirmed), plans[confirmed.kept]
     folder.write_json("plan.json", plan.to_dict())
     advice.write(folder)
     clear_away([folder.checkpoints / f"confirm-{name}" for name in CANDIDATES])
-    return replace(config, finetune=advice.finetune), built, plan, advice
+    return advice.config(config), built, plan, advice
+
+
+def fit_settings(config: TrainConfig) -> dict[str, Any]:
+    """Arguments of `tl.training.run_plan` that no plan changes."""
+    names = ("trainer", "callbacks", "cache", "seed")
+    return {name: getattr(config, name) for name in names}
 
 
 def _numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:

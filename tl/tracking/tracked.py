@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from .environment import environment, main_packages
@@ -27,6 +28,7 @@ FLUSH_SECONDS = 5.0  # or as soon as the oldest is that old
 RETRY_SECONDS = 60.0  # after a failed write
 MOST_METRICS, MOST_PARAMS = 1000, 100  # per request, MLflow's limits
 VALUE_LENGTH, TAG_LENGTH = 6000, 8000
+PLAIN_FILES = {"plan.json", "evidence.json", "decision.json"}  # of a run's folder, beside tables
 
 
 class TrackedRun:
@@ -169,9 +171,26 @@ class TrackedRun:
         tags["classes"] = len(fingerprint.get("classes", ()))
         self.log_tags({f"data.{k}": v for k, v in tags.items() if v is not None})
 
-    def log_job(self, params: Mapping[str, Any], yaml: str, fingerprint: Mapping[str, Any]) -> None:
-        """Log what a job is before it begins: parameters, config, data, environment."""
+    def log_job(
+        self,
+        params: Mapping[str, Any],
+        yaml: str,
+        fingerprint: Mapping[str, Any],
+        evidence: Mapping[str, float] = MappingProxyType({}),
+        decision: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Log what a job is before it begins: parameters, config, data, environment.
+
+        Args:
+            params: Flat settings.
+            yaml: The config.
+            fingerprint: Of the data.
+            evidence: What was measured before; becomes metrics.
+            decision: What was decided by it; becomes tags.
+        """
         self.log_params(params)
+        self.log_metrics(evidence)
+        self.log_tags(decision)
         self.log_config(yaml)
         self.log_dataset(fingerprint)
         self.log_environment()
@@ -186,7 +205,7 @@ class TrackedRun:
         """
         self.log_metrics(metrics, step=step)
         for path in sorted(folder.iterdir()):
-            if (path.is_file() and path.suffix in {".csv", ".parquet"}) or path.name == "plan.json":
+            if path.suffix in {".csv", ".parquet"} or path.name in PLAIN_FILES:
                 self.log_file(path)
             elif path.name == "pictures":
                 self.log_file(path, "pictures")
