@@ -53,9 +53,11 @@ def help_text(name: str, summary: str) -> str:
     schema = PIPELINES[name]
     root = files("tl.conf").joinpath(f"{name}.yaml").read_text()
     lines = [f"{summary}", "", root.split("\n")[0].lstrip("# "), ""]
-    if name == "train":
+    offered = {"train": {*groups()}, "advise": {"model", "augment", "cache"}}.get(name, set())
+    presets = {group: options for group, options in groups().items() if group in offered}
+    if presets:
         lines.append("Presets (group=option):")
-        lines += [f"  {group:<12} {' '.join(options)}" for group, options in groups().items()]
+        lines += [f"  {group:<12} {' '.join(options)}" for group, options in presets.items()]
         lines.append("")
     lines.append("Settings used most (key=value):")
     few = len(list(schema_keys(schema))) <= 16

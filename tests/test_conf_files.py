@@ -17,6 +17,7 @@ NEEDED = {
     "export": ["run=r"],
     "demo": [],
     "cache": [],
+    "advise": ["data.root=x"],
 }
 OPTIONS = [
     (file.parent.name, file.stem) for file in sorted(CONF.rglob("*.yaml")) if file.parent != CONF

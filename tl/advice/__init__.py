@@ -1,7 +1,28 @@
-"""Advice before any training: what was measured, what follows, what it costs, and which backbone."""
+"""Advice before any training: what was measured, what follows, what it costs, and which backbone.
+
+Torch-free: it takes what others measured as plain values.
+"""
 
 from __future__ import annotations
 
+from tl.advice.asking import models, several
+from tl.advice.ranking import Candidate, Cost, best, ranking
 from tl.advice.sections import Section, brief
+from tl.advice.whole import candidate, heading, sections
+from tl.advice.writing import AdviceError, write
 
-__all__ = ["Section", "brief"]
+__all__ = [
+    "AdviceError",
+    "Candidate",
+    "Cost",
+    "Section",
+    "best",
+    "brief",
+    "candidate",
+    "heading",
+    "models",
+    "ranking",
+    "sections",
+    "several",
+    "write",
+]

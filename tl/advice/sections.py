@@ -9,7 +9,7 @@ from typing import Any, Literal
 from tl.decision import Decision, table_rows
 from tl.decision.evidence import Evidence, Score, Similarity
 
-Kind = Literal["grid", "bars", "facts", "list", "table", "text"]
+Kind = Literal["grid", "bars", "curve", "facts", "list", "table", "text"]
 
 # What a person calls the methods of a decision.
 METHODS = {
@@ -32,8 +32,8 @@ class Section:
         title: Heading.
         kind: What the rows are. `grid`: `amount`, `similar`, `different`, `marked` (`similar`,
             `different` or empty); `bars`: `name`, `value`, `low`, `high` in [0, 1] and `text`, the
-            figures in words; `facts`: `name`, `text`; `list` and `text`: `text`; `table`: column
-            -> value.
+            figures in words; `curve`: these, `images` and `measured`, for pages only; `facts`:
+            `name`, `text`; `list` and `text`: `text`; `table`: column -> value.
         rows: From top to bottom.
         note: A sentence below them.
     """

@@ -78,6 +78,56 @@ class TrainConfig(Request):
 
 
 @dataclass
+class AdviseConfig(Request):
+    """Config of `tl advise`."""
+
+    data: DataConfig = setting(factory=DataConfig, help="images")
+    model: ModelConfig = setting(factory=ModelConfig, help="backbone and weights")
+    models: list[str] = setting(
+        factory=list,
+        help="several presets or timm names, which are ranked; model=a,b says the same",
+        common=True,
+    )
+    augment: AugmentConfig = setting(factory=AugmentConfig, help="augmentation")
+    finetune: FinetuneConfig = setting(
+        factory=FinetuneConfig, help="what the plan must keep, such as finetune.epochs"
+    )
+    cache: ActivationsConfig = setting(factory=ActivationsConfig, help="activation cache")
+    amount: str | None = setting(
+        None,
+        "how much data there is, instead of what is counted: tiny, small, medium or large",
+        choices=AMOUNTS,
+        common=True,
+    )
+    similarity: str | None = setting(
+        None,
+        "whether the images are similar to or different from those of the pretraining, instead of "
+        "what is measured",
+        choices=SIMILARITIES,
+        common=True,
+    )
+    seed: int = setting(0, "seed of everything that is random", low=0, high=2**32 - 1)
+    output_dir: str | None = setting(
+        None, "folder of the advice; default: runs/<date>_advise_<data>", common=True
+    )
+
+    def problems(self) -> list[str]:
+        """The method is what is asked for; several models cannot share one file of weights."""
+        found = []
+        if self.finetune.method != "auto":
+            found.append(
+                f"finetune={self.finetune.method} says the method already: tl train uses it; "
+                "leave finetune=auto here"
+            )
+        if len(self.models) > 1 and self.model.weights.endswith((".safetensors", ".pth", ".pt")):
+            found.append(
+                "model.weights names one file, and there are several models: name the folder that "
+                "holds <name>.safetensors of each"
+            )
+        return found
+
+
+@dataclass
 class PredictConfig(Request):
     """Config of `tl predict`."""
 
@@ -155,6 +205,7 @@ class CacheToolConfig(Request):
 
 PIPELINES: dict[str, type[Checked]] = {
     "train": TrainConfig,
+    "advise": AdviseConfig,
     "predict": PredictConfig,
     "evaluate": EvaluateConfig,
     "export": ExportRunConfig,

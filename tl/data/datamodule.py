@@ -20,7 +20,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from tl.bundle import ImageError, Preprocessing, open_image
 from tl.bundle.images import MAX_PIXELS
-from tl.config import AugmentConfig, TrainConfig
+from tl.config import AdviseConfig, AugmentConfig, TrainConfig
 from tl.cores import usable_cores
 from tl.data.errors import DataError
 from tl.data.table import ImageTable
@@ -251,9 +251,9 @@ class ImageDataModule(pl.LightningDataModule):
 
     @classmethod
     def from_config(
-        cls, table: ImageTable, preprocessing: Preprocessing, config: TrainConfig
+        cls, table: ImageTable, preprocessing: Preprocessing, config: TrainConfig | AdviseConfig
     ) -> ImageDataModule:
-        """Data module of a training job."""
+        """Data module of a training job, or of an advice about one."""
         return cls(
             table,
             preprocessing,

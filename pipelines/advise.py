@@ -1,0 +1,89 @@
+"""Advise: measure the images with one or several backbones and say how to transfer; no training."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tl.advice import several
+from tl.config import AdviseConfig, CacheMode, ModelConfig
+from tl.pipelines import loading, run
+
+if TYPE_CHECKING:
+    from tl.advice import Candidate
+    from tl.data import ImageTable
+
+
+def advise(config: AdviseConfig) -> Candidate:
+    """Measure, decide and rank; write the advice and a config that `tl train` takes as it is.
+
+    Args:
+        config: Images, backbones, and what the plan must keep.
+
+    Returns:
+        The backbone that is advised, with its evidence, decision and estimated cost.
+
+    Raises:
+        RequestError: The request was wrong (`ConfigError`, `DataError`, `WeightsError`).
+    """
+    with loading():
+        from tl import advice, data, display, models
+
+    asked = advice.models(config)
+    for model in asked:
+        models.check_name(model.name)
+    name = f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}_advise_{Path(config.data.root).resolve().name}"
+    folder = Path(config.output_dir or name).absolute()
+    # A table of (image, label, split), every image looked at once
+    with display.bar("checking images") as progress:
+        table = data.read_folder(
+            config.data, seed=config.seed, cache_dir=config.cache.path(), progress=progress
+        )
+    candidates, failed = [], {}
+    for model in asked:
+        try:
+            candidates.append(_look(config, model, table))
+        except models.WeightsError as error:  # the others are still worth a comparison
+            failed[model.name] = error
+    if not candidates:
+        raise next(iter(failed.values()))
+    chosen, _ = advice.best(candidates)
+    heading = advice.heading(table.root.name, table.counts(), chosen)
+    sections = advice.sections(candidates, failed, folder)
+    advice.write(folder, config, chosen, sections, heading)
+    display.sections(sections)
+    return chosen
+
+
+def _look(config: AdviseConfig, model: ModelConfig, table: ImageTable) -> Candidate:
+    """One backbone: what it shows of the images, what follows, and what that would cost."""
+    from tl import advice, data, decision, display, finetuning, models, training
+
+    display.say(f"measuring with {model.name}")
+    built = models.build_model(model, table.classes)
+    images = data.ImageDataModule.from_config(table, built.preprocessing, config)
+    evidence = training.gather_evidence(built, images, config.cache, seed=config.seed)
+    chosen = decision.decide(
+        evidence,
+        config.finetune.budget,
+        batch_size=config.data.batch_size,
+        amount=config.amount,
+        similarity=config.similarity,
+        given=config.finetune,
+    )
+    sizes = {"train_images": len(table.split("train")), "batch_size": config.data.batch_size}
+    plan = finetuning.build_plan(chosen.finetune, built, **sizes)
+    cached = config.cache.mode is not CacheMode.off
+    cost = training.estimate(plan, built, images, cached=cached)
+    return advice.candidate(evidence, chosen, cost, model.weights, built.weights)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry of `tl advise` and of `python pipelines/advise.py`."""
+    run("advise", advise, several(sys.argv[1:] if argv is None else argv))
+
+
+if __name__ == "__main__":
+    main()

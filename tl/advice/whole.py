@@ -1,0 +1,133 @@
+"""The whole advice: all sections in the order in which one reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from tl.advice.details import (
+    cost_facts,
+    data_facts,
+    duration,
+    learning_curve,
+    more_images,
+    next_steps,
+    plan_table,
+)
+from tl.advice.ranking import Candidate, Cost, best, ranking
+from tl.advice.sections import Section, brief
+from tl.decision import Decision
+from tl.decision.evidence import Evidence
+
+
+class Measured(Protocol):
+    """What `tl.training.estimate` returns."""
+
+    @property
+    def images_per_second(self) -> float:
+        """Of the forward pass."""
+
+    @property
+    def decode_ms(self) -> float:
+        """Of one image."""
+
+    @property
+    def phase_seconds(self) -> Mapping[str, float]:
+        """At most."""
+
+    @property
+    def memory_bytes(self) -> float:
+        """At the peak."""
+
+    @property
+    def parameters(self) -> int:
+        """That train at once, at most."""
+
+
+class Origin(Protocol):
+    """What a model knows of its weights."""
+
+    @property
+    def source(self) -> str:
+        """A timm tag, a file name, or `random`."""
+
+    @property
+    def licence(self) -> str:
+        """As the source states it."""
+
+
+def candidate(
+    evidence: Evidence, decision: Decision, cost: Measured, asked: str, weights: Origin
+) -> Candidate:
+    """A backbone with all that is known of it.
+
+    Args:
+        evidence: What was measured.
+        decision: What follows.
+        cost: What training would take.
+        asked: `model.weights` of the request.
+        weights: Where they came from.
+    """
+    places = {"hub": "hub; now in its cache here", "none": "random weights"}
+    return Candidate(
+        evidence=evidence,
+        decision=decision,
+        cost=Cost(
+            cost.images_per_second,
+            cost.decode_ms,
+            dict(cost.phase_seconds),
+            cost.memory_bytes,
+            cost.parameters,
+        ),
+        weights=weights.source,
+        licence=weights.licence,
+        offline=places.get(asked, "yes, a file"),
+    )
+
+
+def heading(
+    data: str, counts: Mapping[str, Mapping[str, int]], chosen: Candidate
+) -> tuple[str, str]:
+    """Title of the pages, and the line below it.
+
+    Args:
+        data: Name of the data folder.
+        counts: Split -> class -> images.
+        chosen: The backbone that is advised.
+    """
+    images = ", ".join(f"{sum(c.values()):,} {split}" for split, c in counts.items())
+    classes = chosen.evidence.amount.classes
+    decision = chosen.decision
+    return (
+        f"How to transfer to {data}",
+        f"{images} images in {classes:,} classes. Advice: {decision.method} with {chosen.name}, "
+        f"about {duration(chosen.cost.seconds)} of training at most on this machine (estimate).",
+    )
+
+
+def sections(
+    candidates: Sequence[Candidate], failed: Mapping[str, Exception], folder: Path
+) -> tuple[Section, ...]:
+    """What screen and pages show.
+
+    Args:
+        candidates: Backbones that were measured.
+        failed: Name -> why a backbone could not be loaded.
+        folder: Where the advice is written.
+    """
+    chosen, _ = best(candidates)
+    evidence, decision = chosen.evidence, chosen.decision
+    reasons = {name: str(error).split("\n")[0] for name, error in failed.items()}
+    compared = len(candidates) + len(failed) > 1
+    parts = [
+        *([ranking(candidates, reasons)] if compared else []),
+        *brief(evidence, decision),
+        plan_table(decision, evidence.backbone.stages),
+        cost_facts(chosen.cost, evidence),
+        more_images(evidence),
+        learning_curve(evidence),
+        data_facts(evidence),
+        next_steps(folder, decision.method),
+    ]
+    return tuple(part for part in parts if part.rows)
