@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tl.config import NO_YAML, ConfigError, Interrupted, TrainConfig, validate
 from tl.runs.contents import golden_images, job_facts, job_params, where, write_results
 from tl.runs.deciding import Advice, brief, confirm, decide_or_keep, fit_settings, records
-from tl.runs.folder import CONFIG, MODEL, RunError, RunFolder, TrainResult
+from tl.runs.folder import CONFIG, RunError, RunFolder, TrainResult, write_model
 
 if TYPE_CHECKING:  # so that `tl train --help` loads neither torch nor pandas
     from tl.data import ImageTable
@@ -47,7 +47,6 @@ __all__ = [
     "write_results",
 ]
 
-MOST_GOLDEN = 64  # training images that a later export may choose from
 # What a resumed run may do otherwise than it began: none of it changes a number.
 FREE_ON_RESUME = ("resume", "output_dir")
 
@@ -151,20 +150,7 @@ def create(
     folder.checkpoints.mkdir(exist_ok=True)
     if advice is not None:
         advice.write(folder)
-    folder.write_json("plan.json", plan.to_dict())
-    folder.write_json(
-        MODEL,
-        {
-            "name": built.name,
-            "args": built.model_args,
-            "classes": list(table.classes),
-            "preprocessing": built.preprocessing.to_dict(),
-            "weights": asdict(built.weights),
-            "data": table.fingerprint(),
-            "created": time.strftime("%Y-%m-%d %H:%M %Z"),
-            "golden": golden_images(table, MOST_GOLDEN),
-        },
-    )
+    write_model(folder, table, built, plan)
     if len(table.quarantined):
         table.quarantined.to_csv(folder.path / "quarantined.csv", index=False)
     # Written last: a folder with a config is a run that can be resumed.

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tl.config import FinetuneConfig, TrainConfig
+from tl.config import ConfigError, FinetuneConfig, HeadKind, TrainConfig
 from tl.decision.evidence import Evidence
-from tl.runs.folder import RunError, RunFolder
+from tl.runs.folder import RunError, RunFolder, write_model
 
 if TYPE_CHECKING:
     from tl.advice import Section
@@ -62,6 +62,20 @@ class Advice:
             augment=augmentation(self.decision, asked.augment),
             finetune=self.finetune,
         )
+
+    def without_choice(self, reason: str) -> Advice:
+        """The neighbour in place of a choice that this network cannot have."""
+        d = self.decision
+        note = f"{d.method} is not possible here, so {d.neighbour} takes its place: {reason}"
+        swapped = replace(
+            d,
+            method=d.neighbour,
+            neighbour=d.method,
+            finetune=d.neighbour_finetune,
+            neighbour_finetune=d.finetune,
+            warnings=(*d.warnings, note),
+        )
+        return replace(self, decision=swapped)
 
     def write(self, folder: RunFolder) -> None:
         """Write `evidence.json` and `decision.json`.
@@ -143,9 +157,17 @@ def decide_or_keep(
         RunError: The run to resume lost what it decided.
     """
     if config.finetune.method != AUTO:
-        return config, built, None
-    advice = Advice.read(folder.path) if folder.resumed else _measured(config, table, built)
-    config = advice.config(config)
+        return config, fitting(built, config, table), None
+    asked = config
+    advice = Advice.read(folder.path) if folder.resumed else _measured(asked, table, built)
+    config = advice.config(asked)
+    try:
+        return config, fitting(built, config, table), advice
+    except ConfigError as error:
+        if asked.finetune.head is config.finetune.head:
+            raise
+        advice = advice.without_choice(str(error))
+    config = advice.config(asked)
     return config, fitting(built, config, table), advice
 
 
@@ -168,12 +190,22 @@ def _measured(config: TrainConfig, table: ImageTable, built: BuiltModel) -> Advi
 
 
 def fitting(built: BuiltModel, config: TrainConfig, table: ImageTable) -> BuiltModel:
-    """The model, built again where the config wants other images than it was built for."""
+    """The model as a config wants it: for images of its size, with a head of its kind.
+
+    Raises:
+        ConfigError: The network cannot have such a head.
+    """
     from tl.models import build_model
 
-    if config.model.image_size in (None, built.preprocessing.input_size[-1]):
+    size, head = config.model.image_size, config.finetune.head
+    other_size = size not in (None, built.preprocessing.input_size[-1])
+    if other_size or built.head not in (HeadKind.linear.value, head.value):
+        built = build_model(config.model, table.classes, pretrained=config.finetune.pretrained)
+    if built.head == head.value:
         return built
-    return build_model(config.model, table.classes)
+    from tl.training import with_head
+
+    return with_head(built, head)
 
 
 def brief(advice: Advice | None) -> tuple[Section, ...]:
@@ -209,30 +241,32 @@ def confirm(
         advice: None with an explicit method; where it is confirmed already, nothing is tried.
     """
     from tl.finetuning import build_plan
-    from tl.training.confirming import clear_away, compare, try_plan
+    from tl.training.confirming import clear_away, compare, try_plan, uncompared
 
     if advice is None or not config.finetune.confirm or advice.confirmed is not None:
         return config, built, plan, advice
-    tried, plans = {}, {}
-    sizes = {
-        "train_images": len(images.table.split("train")),
-        "batch_size": config.data.batch_size,
-    }
-    for name in CANDIDATES:
-        plans[name] = build_plan(advice.candidate(name), built, **sizes)
-        tried[name] = try_plan(
-            name,
-            plans[name],
-            built,
-            images,
-            folder=folder.checkpoints / f"confirm-{name}",
-            **fit_settings(config),
-        )
-    confirmed = compare(tried["choice"], tried["neighbour"])
-    advice, plan = replace(advice, confirmed=confirmed), plans[confirmed.kept]
-    folder.write_json("plan.json", plan.to_dict())
+    table, tried, jobs = images.table, {}, {}
+    sizes = {"train_images": len(table.split("train")), "batch_size": config.data.batch_size}
+    folders = {name: folder.checkpoints / f"confirm-{name}" for name in CANDIDATES}
+    try:
+        for name in CANDIDATES:
+            finetune = advice.candidate(name)
+            own = fitting(built, replace(config, finetune=finetune), table)
+            jobs[name] = own, build_plan(finetune, own, **sizes)
+    except ConfigError as error:
+        names = advice.decision.method, advice.decision.neighbour
+        confirmed = uncompared(*names, reason=str(error))
+    else:
+        for name, (own, its_plan) in jobs.items():
+            tried[name] = try_plan(
+                name, its_plan, own, images, folder=folders[name], **fit_settings(config)
+            )
+        confirmed = compare(tried["choice"], tried["neighbour"])
+    advice = replace(advice, confirmed=confirmed)
+    built, plan = jobs[confirmed.kept]
+    write_model(folder, table, built, plan)
     advice.write(folder)
-    clear_away([folder.checkpoints / f"confirm-{name}" for name in CANDIDATES])
+    clear_away([*folders.values()])
     return advice.config(config), built, plan, advice
 
 

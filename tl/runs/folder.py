@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import errno
 import json
-from dataclasses import dataclass
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl.config import TlError, TrainConfig, to_yaml
 from tl.files import replacing
+from tl.runs.contents import golden_images
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from tl.data import ImageTable
     from tl.evaluation import Report
+    from tl.finetuning import Plan
+    from tl.models import BuiltModel
 
 CONFIG = "config.yaml"
 MODEL = "checkpoints/model.json"
+MOST_GOLDEN = 64  # training images that a later export may choose from
 
 
 class RunError(TlError):
@@ -113,6 +119,25 @@ class RunFolder:
                 raise TlError(f"{msg}; free some space, then continue with resume=") from error
             raise RunError(msg) from error
         return path
+
+
+def write_model(folder: RunFolder, table: ImageTable, built: BuiltModel, plan: Plan) -> None:
+    """Write the plan, and what export needs to know of the model."""
+    folder.write_json("plan.json", plan.to_dict())
+    folder.write_json(
+        MODEL,
+        {
+            "name": built.name,
+            "args": built.model_args,
+            "head": built.head,
+            "classes": list(table.classes),
+            "preprocessing": built.preprocessing.to_dict(),
+            "weights": asdict(built.weights),
+            "data": table.fingerprint(),
+            "created": time.strftime("%Y-%m-%d %H:%M %Z"),
+            "golden": golden_images(table, MOST_GOLDEN),
+        },
+    )
 
 
 @dataclass(frozen=True)

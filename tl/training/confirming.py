@@ -180,6 +180,11 @@ def compare(choice: Tried, neighbour: Tried) -> Confirmed:
     )
 
 
+def uncompared(choice: str, neighbour: str, *, reason: str) -> Confirmed:
+    """The choice stays because its neighbour cannot be tried."""
+    return Confirmed("choice", choice, neighbour, 0.0, 0.0, 0.0, 0.0, 0, f"not compared: {reason}")
+
+
 def clear_away(folders: Sequence[Path]) -> None:
     """Remove the weights of what was tried; the outcome and the curves stay."""
     for folder in folders:
