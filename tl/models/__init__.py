@@ -20,11 +20,13 @@ from timm.data.config import resolve_model_data_config
 from torch import nn
 
 from tl.bundle import Preprocessing
-from tl.config import ConfigError, ModelConfig
+from tl.config import ConfigError, HeadKind, ModelConfig
+from tl.models.stage_head import StageClassifier
 from tl.models.stages import HEAD, Stage, backbone_sha256, find_stages, tensors_sha256
 from tl.models.weights import (
     WeightsError,
     find_weights_file,
+    head_of_file,
     load_weights,
     new_head,
     read_sidecar,
@@ -35,6 +37,7 @@ __all__ = [
     "RANDOM",
     "BuiltModel",
     "Stage",
+    "StageClassifier",
     "Weights",
     "WeightsError",
     "build_model",
@@ -42,6 +45,7 @@ __all__ = [
     "check_request",
     "find_stages",
     "load_weights",
+    "pretrained_head",
     "tensors_sha256",
 ]
 
@@ -75,6 +79,9 @@ class BuiltModel:
         stages: From the stem to the head; each parameter is in exactly one.
         preprocessing: What these very weights expect.
         weights: Where the weights come from.
+        model_args: Further arguments of `timm.create_model`.
+        head: What the head reads, a value of `tl.config.HeadKind`.
+        file: Of the weights, where they come from one.
     """
 
     name: str
@@ -83,6 +90,8 @@ class BuiltModel:
     preprocessing: Preprocessing
     weights: Weights
     model_args: dict[str, Any] = field(default_factory=dict)
+    head: str = HeadKind.linear.value
+    file: Path | None = None
 
 
 def build_model(
@@ -141,7 +150,32 @@ def build_model(
             notes=tuple(notes),
         ),
         model_args=model_args,
+        file=file,
     )
+
+
+def pretrained_head(built: BuiltModel) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+    """Weight (source classes, features) and bias of the linear head that the pretraining had.
+
+    Read again from where the weights came: few need it.
+
+    Args:
+        built: In its starting weights.
+
+    Returns:
+        None where there is none: random weights, a file without head, a head of another kind.
+    """
+    if built.file is not None:
+        return head_of_file(built.model, built.file)
+    if built.weights.source != built.name:
+        return None
+    try:
+        with nullcontext() if _hub_reachable() else _hub_offline():
+            model: Any = timm.create_model(built.name, pretrained=True)
+    except Exception:  # anything: the hub's client has many errors, and the head is no necessity
+        return None
+    head = model.get_classifier()
+    return (head.weight.detach(), head.bias) if isinstance(head, nn.Linear) else None
 
 
 def check_request(config: ModelConfig, *, pretrained: bool = True) -> None:

@@ -91,6 +91,19 @@ def load_weights(model: nn.Module, file: Path, *, keep_head: bool = False) -> st
     return "the head comes from the file too: it knows the same classes"
 
 
+def head_of_file(model: nn.Module, file: Path) -> tuple[Tensor, Tensor | None] | None:
+    """Weight and bias of the linear head in a file that fits the model; None where it has none."""
+    head = [name for name in head_names(model) if name.endswith(".weight")]
+    if len(head) != 1:
+        return None
+    given = _fit_keys(model, _read_state(file), model.state_dict(), head_names(model))
+    weight = given.get(head[0])
+    if weight is None or weight.ndim != 2:
+        return None
+    bias = given.get(f"{head[0].removesuffix('weight')}bias")
+    return weight.float(), None if bias is None else bias.float()
+
+
 def new_head(model: nn.Module) -> str:
     """Set a head that no pretraining knows to zero, so that the first loss is that of chance.
 

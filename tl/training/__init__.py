@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,20 @@ from pytorch_lightning.callbacks import (
     LearningRateMonitor,
 )
 from pytorch_lightning.loggers import Logger
+from torch import Tensor
 
 from tl import display
-from tl.config import ActivationsConfig
+from tl.config import ActivationsConfig, Select
 from tl.data.datamodule import ImageDataModule
 from tl.finetuning import Phase, Plan, audit, check_norms, stage_hashes, stage_rows
-from tl.models import BuiltModel
+from tl.graph.stage_head import with_head
+from tl.models import BuiltModel, StageClassifier
 from tl.module import ClassificationModule, TrainingError
 from tl.training.activations import Activations, Prepared
+from tl.training.averaging import Mixture, MovingAverage
+from tl.training.averaging import average as mix_chosen
 from tl.training.cached import CachedDataModule
+from tl.training.evidence import gather_evidence
 from tl.training.judging import Predictor, judge, predict
 from tl.training.lightning import (
     AtomicCheckpointIO,
@@ -37,10 +42,10 @@ from tl.training.lightning import (
     prepare,
     quiet_fit,
 )
+from tl.training.selection import select_features
 from tl.training.state import (
     PhaseResult,
     load_kept,
-    load_model,
     read_decision,
     read_progress,
     save_weights,
@@ -53,12 +58,14 @@ __all__ = [
     "FitResult",
     "PhaseResult",
     "TrainingError",
+    "gather_evidence",
     "judge",
     "loggers",
     "make_trainer",
     "predict",
     "prepare",
     "run_plan",
+    "with_head",
 ]
 
 MONITOR = "val/loss"
@@ -151,7 +158,7 @@ def run_plan(
             title=f"phase {number + 1} of {len(plan.phases)}: {phase.name}",
         )
         steps = sum(result.steps for result in done)
-        best_before = min((r.best_loss for r in done), default=float("inf"))
+        best_before = next((r.best_loss for r in reversed(done) if r.kept), float("inf"))
         try:
             result, history = fit.run(
                 trainer, callbacks or {}, loggers_from(steps), log_facts, best_before=best_before
@@ -207,19 +214,17 @@ class _Fit:
         *,
         best_before: float,
     ) -> tuple[PhaseResult, list[dict[str, Any]]]:
-        """Train; the model then holds the better of its weights before and after."""
-        model, phase, stages, name = (
-            self.built.model,
-            self.phase,
-            self.built.stages,
-            self.folder.name,
-        )
+        """Train; the model then holds the weights that the phase should leave behind."""
+        model, phase, stages = self.built.model, self.phase, self.built.stages
+        name = self.folder.name
         rows = stage_rows(model, stages, phase)
         display.stage_table(self.title, rows)
         log_facts({"stages": rows}, f"{name}-before")
         before = stage_hashes(model, stages, phase)
-        weights = {k: v.clone() for k, v in self.module.trained_state().items()}
-        history, checkpoints = History(phase), Checkpoints(self.folder)
+        start = {k: v.clone() for k, v in self.module.trained_state().items()}
+        average = MovingAverage() if phase.ema else None
+        history = History(phase)
+        checkpoints = Checkpoints(self.folder, phase.select, average)
         trainer = make_trainer(
             trainer_args,
             phase,
@@ -227,6 +232,7 @@ class _Fit:
             callbacks=[
                 *callbacks_of(callbacks),
                 *_own_callbacks(phase, history, loggers),
+                *([average] if average else []),
                 checkpoints,
             ],
         )
@@ -234,19 +240,36 @@ class _Fit:
         prepared = self._prepare(trainer)
         display.facts(prepared.title, prepared.facts)
         log_facts({prepared.title: prepared.facts}, f"{name}-cache")
+        if isinstance(model, StageClassifier):
+            found = select_features(model, self.data, self.cached, self.device, self.folder.parent)
+            display.facts("features that the head reads", found.facts())
+            log_facts({"features": found.facts()}, f"{name}-features")
         resume = checkpoints.last if checkpoints.last.is_file() else None
         quiet_fit(trainer, self.module, self.cached or self.data, resume)
-        best = checkpoints.write_best()
-        load_model(model, best)
+        model.load_state_dict(checkpoints.best, strict=False)
         moved = audit(before, stage_hashes(model, stages, phase), phase, stages)
         for row, facts in zip(rows, moved, strict=True):
             row |= facts
         display.stage_table(f"{self.title}, after", rows)
         log_facts({"stages": rows}, f"{name}-after")
-        result = self._result(history.rows, trainer, rows, prepared, best_before)
+        mixture = self._mix(start, log_facts) if phase.average else None
+        checkpoints.write({k: v for k, v in model.state_dict().items() if k in start})
+        result = self._result(history.rows, trainer, rows, prepared, best_before, mixture)
         if not result.kept:
-            model.load_state_dict(weights, strict=False)
+            model.load_state_dict(start, strict=False)
         return result, history.rows
+
+    def _mix(
+        self, start: Mapping[str, Tensor], log_facts: Callable[[dict[str, Any], str], None]
+    ) -> Mixture:
+        """Mix the weights before the phase and after it; the model holds the mixture."""
+        model = self.built.model
+        end = {k: v.clone() for k, v in model.state_dict().items() if k in start}
+        val = Predictor(model, self.data, self.device, self.activations, self.cached)
+        mixture = mix_chosen(model, self.phase, start, end, lambda: val.loss("val"))
+        display.facts("weights before and after the phase mixed", mixture.facts())
+        log_facts(asdict(mixture), f"{self.folder.name}-average")
+        return mixture
 
     def _prepare(self, trainer: pl.Trainer) -> Prepared:
         """Decide what the phase reads, or do as before an interruption."""
@@ -271,29 +294,34 @@ class _Fit:
         rows: list[dict[str, Any]],
         prepared: Prepared,
         best_before: float,
+        mixture: Mixture | None,
     ) -> PhaseResult:
-        best = min(history, key=lambda row: float(row["val/loss"]))
-        kept = best["val/loss"] <= best_before
+        last = self.phase.select == Select.last.value
+        best = history[-1] if last else min(history, key=lambda row: float(row["val/loss"]))
+        loss, acc = (mixture.loss, mixture.acc) if mixture else (best["val/loss"], best["val/acc"])
+        kept = last or (mixture.alpha > 0 if mixture else loss <= best_before)
         still = [r["stage"] for r in rows if r["trainable"] and r["weights"] == "still"]
         if still:
             display.say(f"{', '.join(still)} did not move: the best epoch came before they learned")
         if not kept:
             display.say(
                 f"phase {self.phase.name} did not improve val/loss ({best['val/loss']:.4f} after "
-                f"{best_before:.4f}): the weights of the phase before stay"
+                f"{mixture.loss if mixture else best_before:.4f}): the weights of the phase before "
+                "stay"
             )
         return PhaseResult(
             name=self.phase.name,
             epochs=len(history),
             best_epoch=int(best["epoch"]),
-            best_loss=best["val/loss"],
-            best_acc=best["val/acc"],
+            best_loss=loss,
+            best_acc=acc,
             kept=kept,
             steps=trainer.global_step,
             seconds=sum(row["seconds"] for row in history),
             trainable_parameters=sum(r["trainable"] for r in rows),
             checkpoint=f"{self.folder.name}/best.ckpt",
             cached=prepared.data is not None,
+            alpha=mixture.alpha if mixture else 1.0,
         )
 
 

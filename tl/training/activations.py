@@ -17,20 +17,22 @@ from torch import Tensor
 
 from tl import display
 from tl.cache import ActivationCache, CacheError, Field, Rows, Shelf, free_bytes
-from tl.config import ActivationsConfig, CacheMode, Trains
-from tl.data.check import usable_cores
+from tl.config import ActivationsConfig, CacheMode, HeadKind, Trains
+from tl.cores import usable_cores
 from tl.data.datamodule import FEW_IMAGES, ImageDataModule
 from tl.data.views import CLEAN, ViewDataset, is_random, view_key, view_loader
 from tl.engine import Engine, choose_engine, workers_and_threads
 from tl.finetuning import Phase
-from tl.graph import Split, SplitError, prove, split
+from tl.graph import Split, SplitError, prove
+from tl.graph.stage_head import cut_model
 from tl.models import BuiltModel
-from tl.training.cached import CachedDataModule, Reading, value_name
+from tl.training.cached import CachedDataModule, Clean, Reading, pooled_name, value_name
 from tl.training.costs import Decision, decide, human_seconds, worth_finding
 from tl.training.probing import Probe, Stored, harmless
 from tl.training.proofs import Proofs
 
 BATCH_VIEWS = 32
+LINEAR = HeadKind.linear.value
 # By measurement (docs/cache.md): a linear head gains next to nothing from a second view, but stages
 # that saw one view only were less accurate than with new changes in each epoch.
 HEAD_VIEWS, VIEWS = 1, 4
@@ -116,6 +118,32 @@ class Activations:
         store.fill(self._images([name], views=1), self._engine(store.cut, device))
         cached.reading.rows[name] = store.rows(self.data, name, views=1)
 
+    def clean(self, phase: Phase, device: torch.device, rows: pd.DataFrame, more: int = 0) -> Clean:
+        """Clean values and pooled stages of some images; what is missing is computed now.
+
+        Args:
+            phase: That would read the values; the model is frozen for it already.
+            device: Where to compute.
+            rows: Of the table, each content once.
+            more: How many other images the engine will be asked for afterwards.
+
+        Raises:
+            SplitError: The model cannot be cut.
+            CacheError: They cannot be kept.
+        """
+        probe = Probe(self.built.model, self.data, device)
+        cut = cut_model(self.built, probe.noise)
+        stored = self.proofs.of(cut, self.built, phase, lambda: self._prove(cut, probe))
+        store = self._store(cut, stored.dtypes, views=1)
+        wanted = np.ones((len(rows), 1), bool)
+        images = _Images(rows["sha256"].to_numpy(), rows["path"].to_numpy(), wanted)
+        number = int(store.missing(images).sum()) + more
+        dataset = store.dataset(images.paths, images.digests, [CLEAN])
+        engine, workers = self._engine(cut, device)(dataset, number)
+        store.fill(images, lambda _dataset, _number: (engine, workers))
+        kept = store.shelves[CLEAN].rows(images.digests.tolist())
+        return Clean(cut, kept, engine)
+
     def _excluded(self, phase: Phase) -> str:
         if self.config.mode is CacheMode.off:
             return "cache.mode is off"
@@ -128,13 +156,14 @@ class Activations:
         return ""
 
     def _prepare(self, phase: Phase, device: torch.device, *, forced: bool) -> Prepared:
-        forced = forced or self.config.mode is CacheMode.on
+        # A head on all stages reads the whole of train once in any case, to select its features.
+        forced = forced or self.config.mode is CacheMode.on or self.built.head != LINEAR
         probe = Probe(self.built.model, self.data, device)
         known = forced or self.proofs.know(self.built, phase)
         if not known and not worth_finding(probe.least_seconds * phase.epochs):
             text = human_seconds(probe.least_seconds * phase.epochs)
             return Prepared.off(f"{phase.epochs} epochs of the whole model take only {text}")
-        cut = split(self.built.model, self.built.stages, probe.noise)
+        cut = cut_model(self.built, probe.noise)
         stored = self.proofs.of(cut, self.built, phase, lambda: self._prove(cut, probe))
         views = 1 + self._augmented_views(cut)
         store = self._store(cut, stored.dtypes, views)
@@ -166,8 +195,8 @@ class Activations:
         return Prepared(CachedDataModule(self.data, reading), facts)
 
     def _augmented_views(self, cut: Split) -> int:
-        if not is_random(self.data.augment):
-            return 0
+        if not is_random(self.data.augment) or self.built.head != LINEAR:
+            return 0  # stages are pooled in the clean view only
         if self.config.views is not None:
             return self.config.views
         return HEAD_VIEWS if cut.linear is not None else VIEWS
@@ -182,7 +211,7 @@ class Activations:
             for i, (shape, dtype) in enumerate(zip(cut.shapes, dtypes, strict=True))
         ]
         pooled = [
-            Field(f"pooled_{name}", (size,), "float32")
+            Field(pooled_name(name), (size,), "float32")
             for name, size in zip(cut.pooled, cut.pooled_sizes, strict=True)
         ]
         shelves = []
@@ -304,7 +333,7 @@ class _Store:
                 views = np.flatnonzero(pattern).tolist()
                 chosen = np.flatnonzero((missing == pattern).all(axis=1))
                 digests = images.digests[chosen]
-                dataset = self._dataset(images.paths[chosen], digests, views)
+                dataset = self.dataset(images.paths[chosen], digests, views)
                 engine, workers = (
                     engine_for(dataset, total) if engine is None else (engine, workers)
                 )
@@ -326,9 +355,10 @@ class _Store:
         speed = f"{done:,} views in {human_seconds(seconds)}, {done / seconds:.0f}/s with decoding"
         return {"computed": speed, "engine": engine.line()}
 
-    def _dataset(
+    def dataset(
         self, paths: NDArray[Any], digests: NDArray[Any], views: Sequence[int]
     ) -> ViewDataset:
+        """Some views of images, to be computed."""
         return ViewDataset(
             [self.data.table.root / path for path in paths],
             digests.tolist(),

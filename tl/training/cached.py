@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tl.cache import Rows
 from tl.data.datamodule import EpochSampler, ImageDataModule
+from tl.engine import Engine
 from tl.graph import Split
 
 BATCH_BYTES = 64 << 20  # of values in memory at once
@@ -74,8 +75,35 @@ class Reading:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Fields of what the suffix reads."""
+        values = [value_name(i) for i in range(len(self.split.nodes))]
+        fields = [*values, *(pooled_name(stage) for stage in self.split.pooled)]
+        return tuple(fields[place] for place in self.split.inputs)
+
+
+@dataclass(frozen=True)
+class Clean:
+    """Values of clean images at a frontier.
+
+    Args:
+        cut: The model, cut at that frontier.
+        rows: What the cache holds of the images, in their order.
+        engine: Computes the same for other images.
+    """
+
+    cut: Split
+    rows: Rows
+    engine: Engine
+
+    @property
+    def values(self) -> tuple[str, ...]:
         """Fields of the values."""
-        return tuple(value_name(i) for i in range(len(self.split.shapes)))
+        return tuple(value_name(i) for i in range(len(self.cut.shapes)))
+
+    @property
+    def pooled(self) -> dict[str, str]:
+        """Stage -> field of its pooled features."""
+        return {stage: pooled_name(stage) for stage in self.cut.pooled}
 
 
 class CachedDataModule(pl.LightningDataModule):
@@ -155,3 +183,8 @@ class CachedDataModule(pl.LightningDataModule):
 def value_name(number: int) -> str:
     """Field of a frontier value on its shelf."""
     return f"value{number}"
+
+
+def pooled_name(stage: str) -> str:
+    """Field of the pooled output of a stage on its shelf."""
+    return f"pooled_{stage}"

@@ -1,0 +1,184 @@
+"""From pooled features and labels to evidence."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+
+from tl.decision.evidence import Amount, Backbone, Evidence, Flips, Score, Similarity, StageScore
+from tl.evidence.probing import LEAST_ROWS, Judged, Prober
+from tl.evidence.ridge import Indices
+from tl.evidence.scores import effective_rank, leep, rank_scores
+
+FEATURES = "features"  # what the head reads
+SAMPLE = 2_000  # images that are measured
+LEAST_OF_CLASS = 5  # rather fewer classes than fewer images of each
+TELLING = 5  # images of each class that must show some signal, if there is any
+FLIPPED = 256
+
+Rows = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class StageFeatures:
+    """What one pass over a sample of train gave; rows of all arrays belong together.
+
+    Args:
+        labels: (N,), class indices.
+        stages: Name of the stage -> pooled features (N, channels), from the stem upwards.
+        features: What the head reads, (N, D).
+        flipped: `horizontal` and `vertical` -> features of the first rows, flipped.
+        logits: Of the pretraining's own head (N, classes of the pretraining), where it is at hand.
+        drift: Of the statistics of BatchNorm, and what chance alone would give.
+    """
+
+    labels: Indices
+    stages: Mapping[str, Rows]
+    features: Rows
+    flipped: Mapping[str, Rows] = field(default_factory=dict)
+    logits: Rows | None = None
+    drift: tuple[float, float] | None = None
+
+
+def sample(labels: Indices, seed: int, most: int = SAMPLE) -> Indices:
+    """Rows to measure, in a random order: all of small classes, and as many of each large one.
+
+    Where that left fewer than `LEAST_OF_CLASS` images a class, some classes are left out instead:
+    two images of each of a thousand classes would say little about any.
+
+    Args:
+        labels: (N,), class indices.
+        seed: Of the choice.
+        most: Rows.
+    """
+    rng = np.random.default_rng([seed, len(labels)])
+    counts = np.bincount(labels)
+    classes = rng.permutation(np.flatnonzero(counts))
+    needs = np.cumsum(np.minimum(counts[classes], LEAST_OF_CLASS))
+    classes = classes[: max(int((needs <= most).sum()), 2)]
+    each = most
+    while np.minimum(counts[classes], each).sum() > most and each > 1:
+        each -= max(1, int((np.minimum(counts[classes], each).sum() - most) / len(classes) / 2))
+    rows = [rng.permutation(np.flatnonzero(labels == c))[:each] for c in classes]
+    return rng.permutation(np.concatenate(rows))
+
+
+def measure(
+    found: StageFeatures, amount: Amount, backbone: Backbone, *, seed: int, native_side: float = 0.0
+) -> Evidence:
+    """Evidence from features: probes, differences, scores, and what is odd with the data.
+
+    Args:
+        found: Features of a sample of train.
+        amount: Sizes; what only features tell is filled in.
+        backbone: The network.
+        seed: Of folds and permutations.
+        native_side: Median side of the images in pixels.
+    """
+    clock, warnings = _Clock(), []
+    kept = np.bincount(found.labels)[found.labels] >= LEAST_ROWS
+    alone = len(np.unique(found.labels[~kept]))
+    evidence = Evidence(amount, backbone, native_side=native_side)
+    if alone:
+        warnings.append(
+            f"{alone} of {len(np.unique(found.labels))} classes have one image only: nothing can "
+            "be measured of them"
+        )
+    if len(np.unique(found.labels[kept])) < 2:
+        reason = "fewer than two classes have two different images"
+        return replace(evidence, unmeasured=reason, warnings=tuple(warnings))
+    _, labels = np.unique(found.labels[kept], return_inverse=True)
+    groups = {name: rows[kept] for name, rows in {**found.stages, FEATURES: found.features}.items()}
+    if not all(np.isfinite(rows).all() for rows in groups.values()):
+        reason = "the backbone's features of these images are not finite"
+        return replace(evidence, unmeasured=reason, warnings=tuple(warnings))
+    if not np.ptp(groups[FEATURES], axis=0).any():
+        reason = "the backbone sees no difference between any two images"
+        return replace(evidence, unmeasured=reason, warnings=tuple(warnings))
+
+    prober = Prober(groups, labels, seed)
+    similarity, judged = _similarity(prober, found, clock)
+    with clock("more data"):
+        more = prober.more_data(FEATURES, judged)
+        rank = effective_rank(prober.ranks[FEATURES])
+    with clock("flips"):
+        flips = _flips(prober, found, judged, np.flatnonzero(kept))
+    with clock("scores"):
+        scores = rank_scores(groups[FEATURES], labels)
+        if found.logits is not None:
+            scores["leep"] = leep(found.logits[kept], labels)
+    if similarity.chance > 0.05 and len(labels) >= TELLING * (labels.max() + 1):
+        warnings.append(
+            f"no signal: {similarity.chance:.0%} of random labels fit these images as well as the "
+            "true ones: check the labels"
+        )
+    return replace(
+        evidence,
+        amount=replace(amount, more_data=more, effective_rank=rank),
+        similarity=similarity,
+        flips=flips,
+        scores=scores,
+        seconds=clock.seconds,
+        warnings=tuple(warnings),
+    )
+
+
+def _similarity(prober: Prober, found: StageFeatures, clock: _Clock) -> tuple[Similarity, Judged]:
+    with clock("probes"):
+        judged = {name: prober.ridge([name]) for name in prober.groups}
+        concat = prober.ridge([*prober.groups]) if found.stages else judged[FEATURES]
+    with clock("neighbours"):
+        near = {name: prober.neighbours(name) for name in prober.groups}
+    with clock("chance"):
+        chance = prober.chance([*prober.groups])
+    last, none = judged[FEATURES], Score(0.0, 0.0)
+    energy = None
+    if found.logits is not None:
+        energies = logsumexp(found.logits.astype(np.float64), axis=1)
+        error = energies.std(ddof=1) / np.sqrt(len(energies))
+        energy = Score(float(energies.mean()), float(error))
+    drift, floor = found.drift or (None, None)
+    similarity = Similarity(
+        stages=tuple(
+            StageScore(name, rows.shape[1], judged[name].quality, near[name].quality)
+            for name, rows in prober.groups.items()
+        ),
+        concat=concat.quality,
+        depth_gap=prober.depth_gap(judged, FEATURES) if found.stages else none,
+        concat_gain=concat.minus(last) if found.stages else none,
+        drift=drift,
+        drift_floor=floor,
+        source_energy=energy,
+        chance=chance,
+    )
+    return similarity, last
+
+
+def _flips(prober: Prober, found: StageFeatures, judged: Judged, kept: Indices) -> Flips:
+    """Rows of the sample that were flipped and are judged, by their place among those judged."""
+    number = min((len(rows) for rows in found.flipped.values()), default=0)
+    rows = np.flatnonzero(kept < number)
+    if not found.flipped or len(np.unique(prober.labels[rows])) < 2:
+        return Flips()
+    features = [values[kept[rows]] for values in found.flipped.values()]
+    scores = prober.flips(FEATURES, judged.penalties, rows, features)
+    return Flips(**dict(zip(found.flipped, scores, strict=True)))
+
+
+class _Clock:
+    """Seconds of named parts."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[part] = round(time.perf_counter() - began, 3)

@@ -1,0 +1,420 @@
+"""One pass over a sample of train, and what else the evidence needs of the network."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import timm
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from tl import display
+from tl.cache import CacheError
+from tl.config import ActivationsConfig, CacheMode, FinetuneConfig, PhaseConfig
+from tl.data.datamodule import ImageDataModule
+from tl.data.table import ImageTable
+from tl.data.views import CLEAN, ViewDataset, view_loader
+from tl.decision.evidence import Amount, Backbone, Evidence
+from tl.evidence import FLIPPED, StageFeatures, measure, sample
+from tl.files import replacing
+from tl.finetuning import Phase, build_plan, freeze
+from tl.graph import SplitError
+from tl.models import RANDOM, BuiltModel, pretrained_head
+from tl.training.activations import Activations
+from tl.training.cached import Clean
+from tl.training.probing import evaluating
+
+VERSION = 1  # of what is remembered; raise it when figures change their meaning
+DRIFT_IMAGES = 128
+BATCH = 32
+MOST_STAGES = 5
+FLIPS = {"horizontal": 3, "vertical": 2}  # name -> dimension of (N, 3, H, W)
+# Layers by which attention mixes tokens, as timm's families name them.
+ATTENTION = {"qkv", "q", "q_proj", "query", "in_proj", "wqkv"}
+
+Rows = NDArray[np.float32]
+# Images (N, 3, H, W) -> what the head reads (N, D), and the pooled stages
+Forward = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
+
+
+def gather_evidence(
+    built: BuiltModel,
+    images: ImageDataModule,
+    cache: ActivationsConfig,
+    *,
+    seed: int,
+    device: torch.device | None = None,
+) -> Evidence:
+    """Measure a data set with a backbone, from train only; val is counted.
+
+    The pass goes through the activation cache, where the phases find it again, and the figures are
+    remembered beside it: a job with the same weights and images measures nothing.
+
+    Args:
+        built: Model in its starting weights; left as it is.
+        images: Its train split is read without augmentation.
+        cache: `cache.*`.
+        seed: Of the sample, the folds and the permutations.
+        device: Where to compute; default: the GPU where there is one.
+
+    Returns:
+        Evidence, with `similarity=None` and `unmeasured` where nothing can be measured.
+    """
+    table = images.table
+    evidence = Evidence(
+        amount=_amount(table),
+        backbone=_backbone(built),
+        native_side=_native_side(table),
+        warnings=_copies(table),
+    )
+    if not evidence.backbone.pretrained:
+        reason = "the weights are random: there is no pretraining to be similar to"
+        return replace(evidence, unmeasured=reason)
+    file = cache.path() / "evidence" / f"{_key(built, images, seed)}.json"
+    if cache.mode is not CacheMode.off:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return Evidence.from_dict(json.loads(file.read_text()))
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows = table.split("train").drop_duplicates("sha256")
+    rows = rows.iloc[sample(rows["label"].to_numpy(np.int64), seed)]
+    found, seconds = _Pass(built, images, cache, device).run(rows)
+    measured = measure(
+        found, evidence.amount, evidence.backbone, seed=seed, native_side=evidence.native_side
+    )
+    evidence = replace(
+        measured,
+        seconds={**seconds, **measured.seconds},
+        warnings=(*evidence.warnings, *measured.warnings),
+    )
+    if cache.mode is not CacheMode.off:
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(file) as part:
+                part.write_text(json.dumps(evidence.to_dict(), indent=1))
+    return evidence
+
+
+# --- facts that need no pass ----------------------------------------------------------------------
+
+
+def _amount(table: ImageTable) -> Amount:
+    """Sizes; exact copies within a split are counted once."""
+    counts = {}
+    for name in ("train", "val"):
+        labels = table.split(name).drop_duplicates("sha256")["label"]
+        counts[name] = np.bincount(labels, minlength=len(table.classes))
+    train, val = counts["train"], counts["val"]
+    return Amount(
+        images=int(train.sum()),
+        classes=len(table.classes),
+        per_class=float(np.median(train)),
+        least=int(train.min()),
+        most=int(train.max()),
+        val_images=int(val.sum()),
+        val_least=int(val.min()),
+    )
+
+
+def _backbone(built: BuiltModel) -> Backbone:
+    modules = [*built.model.named_modules()]
+    return Backbone(
+        name=built.name,
+        parameters=sum(p.numel() for p in built.model.parameters()),
+        stages=tuple(stage.name for stage in built.stages),
+        batch_norm=any(isinstance(m, _BatchNorm) for _, m in modules),
+        attention=any(
+            name.rpartition(".")[2] in ATTENTION and isinstance(m, nn.Linear) for name, m in modules
+        ),
+        pretrained=built.weights.source != RANDOM,
+        input_size=int(built.preprocessing.input_size[-1]),
+    )
+
+
+def _native_side(table: ImageTable) -> float:
+    rows = table.split("train")
+    return float(np.sqrt(rows["width"] * rows["height"]).median())
+
+
+def _copies(table: ImageTable) -> tuple[str, ...]:
+    train, val = table.split("train")["sha256"], table.split("val")["sha256"]
+    found = []
+    if copies := int(train.duplicated().sum()):
+        found.append(f"{copies:,} of {len(train):,} training images are exact copies of others")
+    if shared := int(val.isin(set(train)).sum()):
+        found.append(
+            f"{shared:,} of {len(val):,} validation images are training images too: the validation "
+            "figures are too good"
+        )
+    return tuple(found)
+
+
+def _key(built: BuiltModel, images: ImageDataModule, seed: int) -> str:
+    rows = images.table.rows[["sha256", "label", "split", "width", "height"]]
+    facts = {
+        "version": VERSION,
+        "model": built.name,
+        "weights": built.weights.sha256,
+        "model_args": built.model_args,
+        "preprocessing": images.preprocessing.to_dict(),
+        "images": rows.sort_values(["sha256", "split"]).to_csv(index=False),
+        "classes": len(images.table.classes),
+        "seed": seed,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+# --- the pass -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """All that needs the network.
+
+    Args:
+        built: Model; left as it is.
+        images: Give preprocessing and files.
+        cache: `cache.*`.
+        device: Where to compute.
+    """
+
+    built: BuiltModel
+    images: ImageDataModule
+    cache: ActivationsConfig
+    device: torch.device
+
+    def run(self, rows: pd.DataFrame) -> tuple[StageFeatures, dict[str, float]]:
+        """Features of some rows of the table, and the seconds that it took."""
+        seconds: dict[str, float] = {}
+        activations = Activations(self.cache, self.built, self.images)
+        with _left_as_it_is(self.built.model), contextlib.closing(activations):
+            freeze(self.built.model, self.built.stages, phase := self._phase())
+            began = time.perf_counter()
+            features, stages, forward = self._features(activations, phase, rows)
+            seconds["pass"] = time.perf_counter() - began
+            began = time.perf_counter()
+            drift = self._drift(rows[:DRIFT_IMAGES])
+            seconds["drift"] = time.perf_counter() - began
+            began = time.perf_counter()
+            flipped = self._flipped(rows[:FLIPPED], forward)
+            seconds["flipped images"] = time.perf_counter() - began
+        stages = {k: v for k, v in stages.items() if not _same(v, features)}
+        found = StageFeatures(
+            labels=rows["label"].to_numpy(np.int64),
+            stages=stages,
+            features=features,
+            flipped=flipped,
+            logits=self._logits(features),
+            drift=drift,
+        )
+        return found, {part: round(value, 3) for part, value in seconds.items()}
+
+    def _phase(self) -> Phase:
+        """That of a linear probe: what is cached for it is found again by every first phase."""
+        config = FinetuneConfig(phases={"head": PhaseConfig(train_stages=0)})
+        sizes = {"train_images": len(self.images.table.split("train"))}
+        plan = build_plan(config, self.built, **sizes, batch_size=self.images.batch_size)
+        return plan.phases[0]
+
+    def _features(
+        self, activations: Activations, phase: Phase, rows: pd.DataFrame
+    ) -> tuple[Rows, dict[str, Rows], Forward]:
+        if self.cache.mode is not CacheMode.off:
+            try:
+                clean = activations.clean(phase, self.device, rows, more=2 * FLIPPED)
+            except CacheError as error:
+                display.say(f"warning: {error}")
+            except SplitError:
+                pass  # the hooks see the same
+            else:
+                features, stages = _read(clean)
+                return features, stages, _traced(clean)
+        parts = [self._hooked(batch) for batch in self._batches(rows)]
+        features = torch.cat([f for f, _ in parts]).numpy()
+        stages = {n: torch.cat([s[n] for _, s in parts]).numpy() for n in parts[0][1]}
+        return features, stages, self._hooked
+
+    def _batches(self, rows: pd.DataFrame) -> Iterator[Tensor]:
+        """Clean images (B, 3, H, W) of rows of the table."""
+        data = self.images
+        dataset = ViewDataset(
+            [data.table.root / path for path in rows["path"]],
+            rows["sha256"].tolist(),
+            [CLEAN],
+            augment=data.augment,
+            preprocessing=data.preprocessing,
+            seed=data.seed,
+            max_pixels=data.max_pixels,
+        )
+        for batch in view_loader(dataset, batch_views=BATCH, workers=data.num_workers):
+            yield batch["images"][:, 0].contiguous(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def _hooked(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Features of a model that cannot be traced, or whose cache is off: hooks catch them."""
+        model: Any = self.built.model
+        read: list[Tensor] = []
+        stages: dict[str, Tensor] = {}
+        classifier = model.get_classifier()
+        heads = classifier if isinstance(classifier, (tuple, list)) else [classifier]
+        hooks = [
+            head.register_forward_pre_hook(lambda _, args: read.append(_pooled(args[0])))
+            for head in heads
+            if isinstance(head, nn.Module)
+        ]
+        info = getattr(model, "feature_info", None)
+        entries = info if isinstance(info, list) else []
+        some = np.linspace(0, len(entries) - 1, min(len(entries), MOST_STAGES)).round().astype(int)
+        for number, index in enumerate(some):
+            with contextlib.suppress(AttributeError, KeyError):  # no such module: one stage less
+                module = model.get_submodule(entries[index]["module"])
+                hook = _keeping(stages, f"stage{number}", entries[index]["num_chs"])
+                hooks.append(module.register_forward_hook(hook))
+        try:
+            with evaluating(model, self.device):
+                model(images.to(self.device))
+        finally:
+            for handle in hooks:
+                handle.remove()
+        return torch.cat(read, dim=1).float().cpu(), {k: stages[k] for k in sorted(stages)}
+
+    @torch.inference_mode()
+    def _drift(self, rows: pd.DataFrame) -> tuple[float, float] | None:
+        """Drift of the statistics of BatchNorm, and what chance would give for so many images."""
+        model = self.built.model
+        norms = {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm)}
+        norms = {n: m for n, m in norms.items() if m.running_mean is not None}
+        if not norms or len(rows) < 2:
+            return None
+        seen: dict[str, list[Tensor]] = {name: [] for name in norms}
+        hooks = [
+            module.register_forward_pre_hook(_moments_into(seen[name]))
+            for name, module in norms.items()
+        ]
+        try:
+            with evaluating(model, self.device):
+                for batch in self._batches(rows):
+                    model(batch.to(self.device))
+        finally:
+            for handle in hooks:
+                handle.remove()
+        pairs = [_layer_drift(norms[n].cpu(), torch.cat(m, dim=1)) for n, m in seen.items() if m]
+        if not pairs:
+            return None
+        drift, floor = np.mean(pairs, axis=0)
+        return float(drift), float(floor)
+
+    def _flipped(self, rows: pd.DataFrame, forward: Forward) -> dict[str, Rows]:
+        found: dict[str, list[Tensor]] = {name: [] for name in FLIPS}
+        for batch in self._batches(rows):
+            for name, dim in FLIPS.items():
+                found[name].append(forward(batch.flip(dim))[0])
+        return {name: torch.cat(parts).numpy() for name, parts in found.items()}
+
+    def _logits(self, features: Rows) -> Rows | None:
+        """What the pretraining's own head says of the features."""
+        head = pretrained_head(self.built)
+        if head is None or head[0].shape[1] != features.shape[1]:
+            return None
+        weight, bias = head
+        logits: Rows = nn.functional.linear(torch.from_numpy(features), weight, bias).numpy()
+        return logits
+
+
+def _read(clean: Clean) -> tuple[Rows, dict[str, Rows]]:
+    every = np.arange(len(clean.rows))
+    values = [_pooled(clean.rows.gather(name, every)) for name in clean.values]
+    stages = {stage: clean.rows.gather(f, every).numpy() for stage, f in clean.pooled.items()}
+    return torch.cat(values, dim=1).numpy(), stages
+
+
+def _traced(clean: Clean) -> Forward:
+    def forward(images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        (outputs,) = clean.engine.run([images.contiguous(memory_format=torch.channels_last)])
+        return torch.cat([_pooled(v) for v in outputs[: len(clean.values)]], dim=1), {}
+
+    return forward
+
+
+def _pooled(values: Tensor) -> Tensor:
+    """(N, D) of what a head reads: some convolve maps, or read all tokens."""
+    if values.ndim == 4:
+        return values.mean(dim=(2, 3))
+    return values.mean(dim=1) if values.ndim == 3 else values
+
+
+def _keeping(stages: dict[str, Tensor], name: str, channels: int) -> Callable[..., None]:
+    """A hook that keeps the mean over space or tokens of a module's output."""
+
+    def hook(_: nn.Module, _args: Any, output: Any) -> None:
+        if not isinstance(output, Tensor) or channels not in output.shape[1:]:
+            return
+        first = output.ndim == 4 and output.shape[1] == channels
+        dims = [d for d in range(1, output.ndim) if d != (1 if first else output.ndim - 1)]
+        stages[name] = (output.mean(dims) if dims else output).float().cpu()
+
+    return hook
+
+
+def _moments_into(seen: list[Tensor]) -> Callable[..., None]:
+    """A hook that keeps mean and mean square of each image and channel: (2, B, C)."""
+
+    def hook(_: nn.Module, args: Sequence[Tensor]) -> None:
+        values = args[0].double().flatten(2) if args[0].ndim > 2 else args[0].double()[..., None]
+        seen.append(torch.stack([values.mean(-1), (values**2).mean(-1)]).cpu())
+
+    return hook
+
+
+def _layer_drift(norm: _BatchNorm, moments: Tensor) -> tuple[float, float]:
+    """Squared distance of means and deviations in units of the pretraining's, mean over channels.
+
+    Args:
+        norm: With the statistics of the pretraining.
+        moments: Mean and mean square of each image and channel, (2, N, C).
+
+    Returns:
+        The distance, and what it would be for images of the pretraining: the sampling variance of
+        the mean, and that of the deviation by the delta method.
+    """
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    mean, deviation = norm.running_mean.double(), (norm.running_var.double() + norm.eps).sqrt()
+    here = moments.mean(dim=1)
+    spread = (here[1] - here[0] ** 2).clamp_min(0).add(norm.eps).sqrt()
+    distance = ((here[0] - mean) ** 2 + (spread - deviation) ** 2) / deviation**2
+    number = moments.shape[1]
+    squares = moments[1] - 2 * moments[0] * here[0] + here[0] ** 2  # about the common mean
+    noise = moments[0].var(dim=0) + squares.var(dim=0) / (4 * spread**2)
+    return float(distance.mean()), float((noise / number / deviation**2).mean())
+
+
+def _same(a: Rows, b: Rows) -> bool:
+    """Whether a stage is what the head reads: it would count twice."""
+    return a.shape == b.shape and np.allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+@contextmanager
+def _left_as_it_is(model: nn.Module) -> Iterator[None]:
+    """What trains and all modes are afterwards as they were."""
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        for module, training in modes:
+            module.training = training
