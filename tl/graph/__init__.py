@@ -52,7 +52,7 @@ class Split:
     sha256: str
     linear: nn.Linear | None
     _model: nn.Module = field(repr=False)
-    _programs: tuple[Program, Program] = field(repr=False)  # eval, train
+    _programs: tuple[Program, ...] = field(repr=False)  # eval, train
 
     def suffix(self, values: Sequence[Tensor]) -> Tensor:
         """Logits (N, classes) from frontier values; follows `model.training`."""
@@ -61,6 +61,19 @@ class Split:
     def run_suffix(self, model: nn.Module, values: Sequence[Tensor]) -> Tensor:
         """The suffix with the weights of another copy of the model."""
         return self._programs[model.training](model, values)
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """Places of what the suffix reads in the outputs of the prefix."""
+        return tuple(range(len(self.nodes)))
+
+    def values(self, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What the suffix reads of the outputs of the prefix."""
+        return tuple(outputs[place] for place in self.inputs)
+
+    def rows(self, values: Sequence[Tensor]) -> Tensor:
+        """What `linear` reads: (N, features)."""
+        return values[0]
 
     @property
     def bytes_per_image(self) -> int:

@@ -106,8 +106,8 @@ def _values(split: Split, prefix: nn.Module, images: Tensor) -> tuple[Tensor, ..
     number, half = len(images), len(images) // 2
     rows = torch.arange(number, device=images.device)
     with torch.no_grad():
-        first = prefix(images[rows % half])[: len(split.nodes)]
-        second = prefix(images[half + rows % (number - half)])[: len(split.nodes)]
+        first = split.values(prefix(images[rows % half]))
+        second = split.values(prefix(images[half + rows % (number - half)]))
     return tuple(
         torch.cat([a[:half], b[: number - half]]) for a, b in zip(first, second, strict=True)
     )

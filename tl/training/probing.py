@@ -102,7 +102,7 @@ class Probe:
         # All loaders are at work at once.
         decode = (time.perf_counter() - began) / some / torch.get_num_threads()
         with torch.no_grad():
-            values = cut.prefix(self.noise)[: len(cut.shapes)]
+            values = cut.values(cut.prefix(self.noise))
         inputs = [value.to(self.device) for value in values]
 
         def step() -> None:
