@@ -23,6 +23,8 @@ from tl.config.pipelines import (
     register_schemas,
 )
 from tl.config.schemas import (
+    AUTO,
+    DECIDED,
     ENGINES,
     PRECISIONS,
     ActivationsConfig,
@@ -49,6 +51,8 @@ from tl.config.validation import compose, convert, schema_keys, to_yaml, unknown
 
 __all__ = [
     "AMOUNTS",
+    "AUTO",
+    "DECIDED",
     "ENGINES",
     "NO_YAML",
     "PIPELINES",

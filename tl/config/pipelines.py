@@ -10,6 +10,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 from tl.config.schemas import (
+    AUTO,
     ActivationsConfig,
     AugmentConfig,
     BadImages,
@@ -66,8 +67,20 @@ class TrainConfig(Request):
     def problems(self) -> list[str]:
         """There is a phase, and third-party objects come from Lightning or tl only."""
         found = []
-        if not self.finetune.phases:
+        method = self.finetune.method
+        if method != AUTO and not self.finetune.phases:
             found.append("finetune.phases is empty: choose a method, such as finetune=lp_ft")
+        if not method.startswith(AUTO):  # "auto: lp_ft" is what was decided
+            found += [
+                f"{key}={value} is for finetune=auto; finetune={method} says the method already"
+                for key, value in (("amount", self.amount), ("similarity", self.similarity))
+                if value is not None
+            ]
+            if self.finetune.confirm:
+                found.append(
+                    "finetune.confirm=true is for finetune=auto, which compares its choice with "
+                    "the next one"
+                )
         for group in ("trainer", "callbacks", "logger"):
             nodes = getattr(self, group)
             for path, target in _targets(nodes, group):
@@ -114,7 +127,7 @@ class AdviseConfig(Request):
     def problems(self) -> list[str]:
         """The method is what is asked for; several models cannot share one file of weights."""
         found = []
-        if self.finetune.method != "auto":
+        if self.finetune.method != AUTO:
             found.append(
                 f"finetune={self.finetune.method} says the method already: tl train uses it; "
                 "leave finetune=auto here"

@@ -213,6 +213,14 @@ class PhaseConfig(Checked):
     select: Select | None = setting(None, "best: weights of the least val/loss; last: the last")
 
 
+AUTO = "auto"  # the method that is decided from the images; afterwards it is "auto: <method>"
+# Settings that it leaves null and decides.
+DECIDED = (
+    *("epochs", "head_lr", "lr_ratio", "optimizer", "weight_decay", "warmup", "batch_norm"),
+    *("patience", "label_smoothing", "ema", "average", "select"),
+)
+
+
 @dataclass
 class FinetuneConfig(Checked):
     """How to transfer: a list of phases, and the settings that they share."""
@@ -275,6 +283,36 @@ class FinetuneConfig(Checked):
         "go on with the better one",
         common=True,
     )
+
+    def problems(self) -> list[str]:
+        """Only `auto` leaves settings open; what a phase asks for must be possible."""
+        if self.method == AUTO:
+            if self.phases:
+                names = ", ".join(self.phases)
+                return [f"phases: finetune=auto decides them, got {names}; or choose a method"]
+            return []
+        found = [
+            f"{key} must be given; null is for finetune=auto, which decides it"
+            for key in DECIDED
+            if getattr(self, key) is None
+        ]
+        for index, (name, phase) in enumerate(self.phases.items()):
+            if phase.average and index == 0:
+                found.append(
+                    f"phases.{name}.average: there is no phase before the first one to mix with"
+                )
+            beyond = phase.train_stages != 0 or phase.trains is not Trains.all
+            if self.head is HeadKind.stages and beyond:
+                found.append(
+                    f"phases.{name}: finetune.head=stages trains the head alone; take "
+                    "train_stages=0 and trains=all, or finetune.head=linear"
+                )
+            if phase.trains is not Trains.all and phase.train_stages == 0:
+                found.append(
+                    f"phases.{name}.trains={phase.trains.value} is about stages that train, and "
+                    "train_stages=0 names none; take train_stages=-1 for all"
+                )
+        return found
 
 
 @dataclass

@@ -1,0 +1,154 @@
+"""The two axes of the table, read from the evidence: how much data, how similar the images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tl.decision.evidence import Amount, Evidence, Score, Similarity
+from tl.decision.thresholds import DIFFERENT, SIMILAR, TIERS, UNKNOWN, Thresholds
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Place of a data set in the table.
+
+    Args:
+        amount: Tier.
+        similarity: `similar`, `different` or `unknown`.
+        signal: Whether the labels say anything about the images that the probe can find; True
+            where that cannot be told.
+        saturated: More images no longer help a linear classifier.
+        mixed: Different by the statistics of the pixels alone; the probe sees nothing odd.
+        fired: What made it different: `quality`, `depth_gap`, `concat_gain`, `drift`.
+        why: Sentences with the numbers behind `similarity`.
+    """
+
+    amount: str
+    similarity: str
+    signal: bool = True
+    saturated: bool = False
+    mixed: bool = False
+    fired: tuple[str, ...] = ()
+    why: tuple[str, ...] = ()
+
+
+def read(evidence: Evidence, thresholds: Thresholds, *, amount: str | None = None) -> Axes:
+    """Both axes as measured.
+
+    Args:
+        evidence: What was measured.
+        thresholds: Boundaries.
+        amount: Tier that the user forced; some rules ask for it.
+    """
+    tier = amount or tier_of(evidence.amount, thresholds)
+    found = evidence.similarity
+    if found is None or not evidence.backbone.pretrained:
+        why = evidence.unmeasured or "the network has random weights"
+        return Axes(tier, UNKNOWN, why=(f"similarity was not measured: {why.rstrip('.')}",))
+    signal = found.chance <= thresholds.chance or evidence.amount.images < thresholds.chance_images
+    similarity, fired, why_ = _similarity(found, evidence.amount.images, tier, thresholds)
+    return Axes(
+        tier,
+        similarity,
+        signal=signal,
+        saturated=_saturated(evidence.amount.more_data, found.quality, thresholds),
+        mixed=fired == ("drift",),
+        fired=fired,
+        why=why_,
+    )
+
+
+def tier_of(amount: Amount, thresholds: Thresholds) -> str:
+    """Tier of an amount: by the median of the images a class, and by all images where few."""
+    if amount.images < thresholds.least_images:
+        return TIERS[0]
+    return TIERS[sum(amount.per_class >= bound for bound in thresholds.bounds())]
+
+
+def foreign(found: Similarity, thresholds: Thresholds) -> bool:
+    """Whether the channel statistics are far from the pretraining's, beyond chance."""
+    return found.drift is not None and found.drift - (found.drift_floor or 0) > thresholds.drift
+
+
+def _similarity(
+    found: Similarity, images: int, tier: str, t: Thresholds
+) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """Whether the images differ from the pretraining's, which rules said so, and all numbers.
+
+    Low quality alone says nothing at fewer than five images a class: so few keep it low anyway.
+    There, too, statistics of the pixels alone change nothing: no stage tells the classes better.
+    """
+    tiny = tier == TIERS[0]
+    q, gap, gain = found.quality, found.depth_gap, found.concat_gain
+    rules = {
+        "quality": not tiny and q.value + t.errors * q.error < t.quality,
+        "depth_gap": beyond(gap, t.depth_gap, t),
+        "concat_gain": beyond(gain, t.concat_gain, t),
+    }
+    hints = q.value < t.quality, gap.value > t.depth_gap, gain.value > t.concat_gain
+    strange = foreign(found, t)
+    rules["drift"] = strange and not tiny and (images >= t.drift_images or any(hints))
+    fired = tuple(name for name, fires in rules.items() if fires)
+    why = _said(found, rules, t)
+    if tiny and not fired and (q.value < t.quality or strange):
+        why = (*why, "with so few images neither low quality nor foreign pixels decide anything")
+    return (DIFFERENT if fired else SIMILAR), fired, why
+
+
+def beyond(score: Score, threshold: float, thresholds: Thresholds) -> bool:
+    """Whether a difference is above its threshold and above its own error."""
+    return score.value > max(threshold, thresholds.errors * score.error)
+
+
+def _said(found: Similarity, rules: dict[str, bool], t: Thresholds) -> tuple[str, ...]:
+    q, gap, gain = found.quality, found.depth_gap, found.concat_gain
+    said = [
+        f"the last features tell the classes apart with quality {plain(q)} "
+        f"({'below' if rules['quality'] else 'different would be below'} {t.quality:.2f}; "
+        "0 is guessing, 1 perfect)",
+        f"best earlier stage less the last features: {signed(gap)} "
+        f"({'above' if rules['depth_gap'] else 'different would be above'} {t.depth_gap:+.2f} "
+        "and its error)",
+        f"all stages together less the last features: {signed(gain)} "
+        f"({'above' if rules['concat_gain'] else 'different would be above'} "
+        f"{t.concat_gain:+.2f} and its error)",
+    ]
+    if found.drift is not None:
+        by_chance = f" ({found.drift_floor:.3f} by chance)" if found.drift_floor is not None else ""
+        said.append(
+            f"the channel statistics are {found.drift:.2f} away from the pretraining's{by_chance}: "
+            + ("foreign" if foreign(found, t) else "familiar")
+            + f", the bound is {t.drift:.2f}"
+        )
+    if t.quality <= q.value < 0.8 and not any(rules.values()):
+        said.append(
+            f"quality {q.value:.2f} without any sign of strange images: a hard task, or some "
+            "labels are wrong"
+        )
+    return tuple(said)
+
+
+def signed(score: Score) -> str:
+    """Change and standard error.
+
+    Example:
+        >>> signed(Score(-0.0312, 0.01))
+        '-0.031 ± 0.010'
+    """
+    return f"{score.value:+.3f} ± {score.error:.3f}"
+
+
+def plain(score: Score) -> str:
+    """Value and standard error.
+
+    Example:
+        >>> plain(Score(0.5, 0.031))
+        '0.50 ± 0.03'
+    """
+    return f"{score.value:.2f} ± {score.error:.2f}"
+
+
+def _saturated(more_data: Score | None, quality: Score, t: Thresholds) -> bool:
+    if more_data is None or quality.value >= t.good:
+        return False
+    return more_data.value + t.errors * more_data.error < t.saturated

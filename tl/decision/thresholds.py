@@ -1,0 +1,72 @@
+"""The boundaries of the decision table, and the names of its rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TIERS = ("tiny", "small", "medium", "large")
+SIMILAR, DIFFERENT, UNKNOWN = "similar", "different", "unknown"
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Where one cell of the table ends and the next begins.
+
+    Published figures stand behind `tiny`, `quality`, `strong` and `huge`; the others are defaults
+    of our own. `benchmarks/regret.py` can fit them, a data set left out at a time.
+
+    Args:
+        tiny: Below so many images a class, data is tiny. On VTAB-1k (ViT-B/16) a linear classifier
+            beats full fine-tuning clearly only at 2.5 images a class, and never from 9.8 on.
+        small: Below so many, small.
+        medium: Below so many, medium.
+        least_images: Fewer training images than that in all are tiny, however few the classes.
+        errors: Standard errors by which a figure must pass its threshold.
+        quality: Below this quality of the probe on the last features the images are different: on
+            VTAB-1k all 9 tasks below 0.5 gain 8.5 points or more by full fine-tuning.
+        depth_gap: An earlier stage better than the last features by this much says different.
+        concat_gain: All stages together better by this much say different.
+        drift: Channel statistics further than this from those of the pretraining, beyond what
+            chance does, are foreign.
+        drift_images: With fewer training images drift is only a hint.
+        saturated: The probe gained less than this by twice the data: more images no longer help a
+            linear classifier, more trainable stages might.
+        good: From this quality on little is left to gain, saturated or not.
+        chance: Labels that as many permutations fit as well as the true ones say nothing.
+        chance_images: With fewer images that cannot be told.
+        flip_drop: A flip that costs the probe this much destroys classes.
+        vflip_drop: An up-down flip that costs less is worth having: the images have no up.
+        val_images: With fewer validation images no epoch is chosen by them.
+        val_least: Likewise, of the smallest class.
+        batch_norm_images: With fewer training images BatchNorm keeps its statistics.
+        batch_norm_batch: Likewise, images per step.
+        strong: Images from which on mixup pays (BiT, Kolesnikov et al. 2020, arXiv:1912.11370).
+        huge: Images from which on everything trains, however similar (the same).
+    """
+
+    tiny: float = 5
+    small: float = 20
+    medium: float = 100
+    least_images: int = 30
+    errors: float = 1.0
+    quality: float = 0.5
+    depth_gap: float = 0.02
+    concat_gain: float = 0.05
+    drift: float = 0.5
+    drift_images: int = 64
+    saturated: float = 0.005
+    good: float = 0.95
+    chance: float = 0.05
+    chance_images: int = 40
+    flip_drop: float = 0.02
+    vflip_drop: float = 0.005
+    val_images: int = 50
+    val_least: int = 2
+    batch_norm_images: int = 1_000
+    batch_norm_batch: int = 16
+    strong: int = 20_000
+    huge: int = 500_000
+
+    def bounds(self) -> tuple[float, float, float]:
+        """Images a class where small, medium and large begin."""
+        return self.tiny, self.small, self.medium

@@ -1,0 +1,212 @@
+"""Why a decision was taken and what would flip it, in plain words with the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from tl.config import BatchNormMode, FinetuneConfig
+from tl.decision.axes import Axes, plain, signed
+from tl.decision.evidence import Evidence, Score
+from tl.decision.recipes import val_chooses
+from tl.decision.table import ALL, STAGES, Choice, action, choose
+from tl.decision.thresholds import DIFFERENT, SIMILAR, TIERS, UNKNOWN, Thresholds
+
+
+@dataclass(frozen=True)
+class Case:
+    """All that the sentences speak of."""
+
+    evidence: Evidence
+    measured: Axes
+    used: Axes
+    choice: Choice
+    neighbour: Choice
+    finetune: FinetuneConfig
+    batch_size: int
+    thresholds: Thresholds
+    fixed: Mapping[str, str]
+
+    @property
+    def scratch(self) -> bool:
+        """Whether nothing can be transferred, and the user did not say otherwise."""
+        return not self.evidence.backbone.pretrained and self.used.similarity == UNKNOWN
+
+    @property
+    def asked(self) -> bool:
+        """Whether the user fixed the method through the head."""
+        return self.choice == STAGES and (self.used.amount, self.used.similarity) != (
+            TIERS[0],
+            DIFFERENT,
+        )
+
+
+def rule(case: Case) -> str:
+    """The rule that fired, one sentence with its numbers."""
+    amount, act = case.evidence.amount, action(case.choice)
+    if case.asked:
+        return f"finetune.head=stages was asked for: {act}."
+    if case.scratch:
+        return f"The weights are random, so there is nothing to keep: {act}."
+    if not case.used.signal and case.evidence.similarity is not None:
+        return (
+            f"No signal: {case.evidence.similarity.chance:.0%} of random labels fit as well as the "
+            f"true ones; check the labels. Until then the cheapest method: {act}."
+        )
+    much = f"{case.used.amount} data ({count(amount.per_class)} images a class)"
+    kind = {
+        SIMILAR: "images like the pretraining's",
+        DIFFERENT: "images unlike the pretraining's",
+        UNKNOWN: "unknown similarity, so by amount alone",
+    }[case.used.similarity]
+    return f"{much}, {kind}{_because(case)}: {act}."
+
+
+def _because(case: Case) -> str:
+    found, t = case.evidence.similarity, case.thresholds
+    if "similarity" in case.fixed:
+        return " (as you set it)"
+    if found is None or case.used.similarity == UNKNOWN:
+        return ""
+    if case.used.similarity == SIMILAR:
+        return f" (quality {plain(found.quality)} on the last features)"
+    words = {
+        "quality": f"quality {plain(found.quality)} is below {t.quality:.2f}",
+        "depth_gap": f"an earlier stage is better by {plain(found.depth_gap)}",
+        "concat_gain": f"all stages together are better by {plain(found.concat_gain)}",
+        "drift": f"channel statistics are {found.drift or 0:.2f} away, the bound is {t.drift:.2f}",
+    }
+    return f" ({'; '.join(words[name] for name in case.used.fired)})"
+
+
+def reasons(case: Case, augment: str, *, hflip: bool, vflip: bool) -> tuple[str, ...]:
+    """Why this method and these settings."""
+    a, t = case.evidence.amount, case.thresholds
+    least = f"; the smallest class has {a.least}" if a.least < a.per_class else ""
+    said = [
+        f"{a.images:,} training images in {a.classes:,} classes, {count(a.per_class)} in the "
+        f"median class{least}: {case.measured.amount} ({_boundaries(t)})"
+    ]
+    if a.images < t.least_images:
+        said.append(f"fewer than {t.least_images} images in all are tiny, however few the classes")
+    said += case.measured.why
+    said += [f"you set {name}={value}" for name, value in case.fixed.items()]
+    if case.used.saturated and case.used.amount == TIERS[-1] and a.more_data:
+        said.append(
+            f"twice the images gain a linear classifier {signed(a.more_data)}: more of them no "
+            "longer help it, so all stages train"
+        )
+    if case.used.mixed:
+        said.append("only the pixels are foreign, the features are good: small steps")
+    said += _schedule(case)
+    flipped = f"left-right flips {'on' if hflip else 'off'}{_drop(case.evidence.flips.horizontal)}"
+    upright = f"up-down flips {'on' if vflip else 'off'}{_drop(case.evidence.flips.vertical)}"
+    said.append(f"augmentation {augment}: {flipped}, {upright}")
+    return tuple(said)
+
+
+def _boundaries(t: Thresholds) -> str:
+    return f"small from {t.tiny:g} a class, medium from {t.small:g}, large from {t.medium:g}"
+
+
+def _schedule(case: Case) -> Iterator[str]:
+    config, a, t = case.finetune, case.evidence.amount, case.thresholds
+    if case.choice.stages == ALL and case.evidence.backbone.batch_norm:
+        frozen = config.batch_norm is BatchNormMode.frozen
+        yield (
+            f"BatchNorm {'keeps' if frozen else 'relearns'} its statistics: {a.images:,} images in "
+            f"batches of {case.batch_size} (it relearns them from {t.batch_norm_images:,} and "
+            f"{t.batch_norm_batch}, where all weights train)"
+        )
+    if val_chooses(a, t):
+        yield f"{a.val_images:,} validation images choose the best epoch"
+    else:
+        yield (
+            f"{a.val_images:,} validation images ({a.val_least} of the smallest class) are too few "
+            f"to choose an epoch (that takes {t.val_images} and {t.val_least}): fixed schedule, "
+            "last weights"
+        )
+
+
+def _drop(score: Score | None) -> str:
+    return " (not measured)" if score is None else f" (quality {signed(score)})"
+
+
+def count(number: float) -> str:
+    """A median without needless decimals."""
+    return f"{number:,.1f}".removesuffix(".0")
+
+
+def would_change(case: Case) -> tuple[str, ...]:
+    """What would flip the decision."""
+    if case.asked:
+        return ("without finetune.head=stages the table would choose",)
+    if case.scratch:
+        return ("with pretrained weights (model.weights=hub or a file) the table would choose",)
+    if not case.used.signal:
+        return ("labels that fit the images: the table would choose by amount and similarity",)
+    return (*_by_amount(case), *_by_similarity(case))
+
+
+def _by_amount(case: Case) -> Iterator[str]:
+    """The nearest tiers where something else would train."""
+    a, t = case.evidence.amount, case.thresholds
+    here = TIERS.index(case.used.amount)
+    higher = [(k, f"at least {t.bounds()[k - 1]:g}") for k in range(here + 1, len(TIERS))]
+    lower = [(k, f"fewer than {t.bounds()[k]:g}") for k in reversed(range(here))]
+    for tiers in (higher, lower):
+        for index, bound in tiers:
+            axes = replace(case.used, amount=TIERS[index])
+            other, _ = choose(axes, case.evidence.backbone, a.images, t)
+            if other != case.choice:
+                step = "larger" if index > here else "smaller"
+                same = f", in {step} steps" if action(other) == action(case.choice) else ""
+                yield f"{_until(case, bound)}: {action(other)}{same}"
+                break
+
+
+def _until(case: Case, bound: str) -> str:
+    a, least = case.evidence.amount, case.thresholds.least_images
+    if a.images < least and "amount" not in case.fixed and a.per_class >= case.thresholds.tiny:
+        return f"with at least {least} images in all (now {a.images})"
+    return f"with {bound} images a class (now {count(a.per_class)})"
+
+
+def _by_similarity(case: Case) -> Iterator[str]:
+    found, t = case.evidence.similarity, case.thresholds
+    for kind in (SIMILAR, DIFFERENT):
+        axes = replace(case.used, similarity=kind, mixed=False)
+        other, _ = choose(axes, case.evidence.backbone, case.evidence.amount.images, t)
+        if kind == case.used.similarity or other == case.choice:
+            continue
+        how = f"similarity={kind}"
+        if found is not None and kind == DIFFERENT and "similarity" not in case.fixed:
+            low = "" if case.used.amount == TIERS[0] else f"quality below {t.quality:.2f} (now "
+            low += f"{found.quality.value:.2f}), " if low else ""
+            how = (
+                f"{low}an earlier stage better by {t.depth_gap:.2f} (now "
+                f"{found.depth_gap.value:+.3f}) or all stages together by {t.concat_gain:.2f} (now "
+                f"{found.concat_gain.value:+.3f}), beyond the error"
+            )
+        yield f"{how}: {action(other)}"
+
+
+def warnings(case: Case) -> tuple[str, ...]:
+    """What a person should look at."""
+    a, t, found = case.evidence.amount, case.thresholds, case.evidence.similarity
+    said = []
+    if found is not None and found.chance > t.chance:
+        share = f"{found.chance:.0%} of random labels fit the images as well as the true ones"
+        if a.images >= t.chance_images:
+            said.append(f"no signal: check the labels ({share})")
+        else:
+            said.append(f"{a.images} images are too few to tell signal from chance ({share})")
+    if found is None:
+        why = (case.evidence.unmeasured or "the weights are random").rstrip(".")
+        said.append(f"similarity is unknown ({why}): decided by the amount of data alone")
+    if a.least < t.tiny <= a.per_class:
+        said.append(
+            f"the smallest class has {a.least} training images, the median "
+            f"{count(a.per_class)}: expect little of it, and judge by the macro average"
+        )
+    return tuple(said)
