@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tl.config import (
+    AUTO,
     BatchNormMode,
     ConfigError,
     FinetuneConfig,
@@ -89,41 +90,62 @@ def build_plan(
 
     Returns:
         Phases with every setting filled in. A phase that would train the same stages as the one
-        before (a backbone with fewer stages) is left out, and a note says so.
+        before (a backbone with fewer stages) is left out, and a note says so. The first phase has
+        none before it to average with.
+
+    Raises:
+        ConfigError: The method is still to be decided.
     """
+    if config.method == AUTO:
+        msg = "finetune=auto has no phases before it is decided: tl.decision.decide(evidence)"
+        raise ConfigError(msg)
     pretrained = built.weights.source != RANDOM
-    shared = {f.name for f in fields(config)} & {f.name for f in fields(PhaseConfig)}
+    small = train_images < SMALL_TRAIN or batch_size < SMALL_BATCH
     phases: list[Phase] = []
     notes: list[str] = []
-    for name, phase in config.phases.items():
-        own = {key: getattr(phase, key) for key in shared}
-        settings = {k: getattr(config, k) if v is None else v for k, v in own.items()}
-        mode = settings.pop("batch_norm")
-        optimizer: Optimizer = settings.pop("optimizer")
-        select: Select = settings.pop("select")
-        trainable = trainable_stages(built.stages, phase.train_stages)
-        if phases and trainable == phases[-1].trainable:
+    for name, asked in config.phases.items():
+        trainable = trainable_stages(built.stages, asked.train_stages)
+        phase = _resolve(config, name, trainable, small=small and pretrained, first=not phases)
+        if phases and (trainable, phase.trains) == (phases[-1].trainable, phases[-1].trains):
             notes.append(
                 f"phase {name} is left out: it trains the same stages as {phases[-1].name}"
             )
             continue
-        small = train_images < SMALL_TRAIN or batch_size < SMALL_BATCH
-        freeze = mode is BatchNormMode.frozen or (
-            mode is BatchNormMode.auto and small and pretrained
-        )
-        phases.append(
-            Phase(
-                name=name,
-                trainable=trainable,
-                optimizer=optimizer.value,
-                select=select.value,
-                trains=phase.trains.value,
-                lora_rank=phase.lora_rank,
-                freeze_batch_norm=freeze,
-                **settings,
-            )
-        )
+        phases.append(phase)
     return Plan(config.method, tuple(phases), tuple(notes))
+
+
+def _resolve(
+    config: FinetuneConfig, name: str, trainable: tuple[str, ...], *, small: bool, first: bool
+) -> Phase:
+    """A phase with what it does not say taken from the shared settings.
+
+    Args:
+        config: Shared settings, and the phase.
+        name: Of the phase.
+        trainable: Stages that it trains.
+        small: Too few images or too small batches to learn statistics anew, for `batch_norm=auto`.
+        first: No phase before it trained weights to average with.
+    """
+    phase = config.phases[name]
+    shared = {f.name for f in fields(config)} & {f.name for f in fields(PhaseConfig)}
+    own = {key: getattr(phase, key) for key in shared}
+    settings = {k: getattr(config, k) if v is None else v for k, v in own.items()}
+    mode = settings.pop("batch_norm")
+    optimizer: Optimizer = settings.pop("optimizer")
+    select: Select = settings.pop("select")
+    average: bool = settings.pop("average")
+    return Phase(
+        name=name,
+        trainable=trainable,
+        optimizer=optimizer.value,
+        select=select.value,
+        trains=phase.trains.value,
+        lora_rank=phase.lora_rank,
+        freeze_batch_norm=mode is BatchNormMode.frozen or (mode is BatchNormMode.auto and small),
+        average=average and not first,
+        **settings,
+    )
 
 
 def trainable_stages(stages: Sequence[Stage], last: int) -> tuple[str, ...]:

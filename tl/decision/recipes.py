@@ -104,6 +104,7 @@ def fill(
         if head_only
         else body_epochs(choice, amount.images, budget)
     )
+    forced = forced_settings(given)
     rate = head_rate(backbone) / choice.slower
     shared: dict[str, Any] = {
         "epochs": epochs,
@@ -113,18 +114,15 @@ def fill(
         "weight_decay": 0.01 if backbone.batch_norm else 0.05,
         "warmup": 0.1,
         "batch_norm": batch_norm(choice, amount.images, batch_size, backbone, thresholds),
-        "patience": patience(epochs, chooses),
+        "patience": patience(forced.get("epochs", epochs), chooses),
         "label_smoothing": 0.0,
         "ema": not chooses and not head_only,
         "average": False,
         "select": Select.best if chooses else Select.last,
     }
-    forced = forced_settings(given)
     phases = _phases(choice, similarity, rate, amount, batch_size, budget, chooses, backbone)
-    own = {
-        name: replace(phase, **{key: None for key in forced if hasattr(phase, key)})
-        for name, phase in phases.items()
-    }
+    open_again: dict[str, Any] = dict.fromkeys(forced)
+    own = {name: replace(phase, **open_again) for name, phase in phases.items()}
     if given is not None:
         shared |= {key: getattr(given, key) for key in PASSED}
     return FinetuneConfig(
