@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from omegaconf import OmegaConf
 
 from tl.config import (
+    DECIDED,
     AugmentConfig,
     BatchNormMode,
     ConfigError,
@@ -61,7 +64,10 @@ def test_compose_works_inside_hydra(tmp_path):
         ("finetune.head_lr=nan", "finetune.head_lr must be in (0, 100], got nan"),
         ("data.val_fraction=foo", "data.val_fraction must be a number, got 'foo'"),
         ("data.num_workers=2.5", "data.num_workers must be a whole number or null, got 2.5"),
-        ("finetune.optimizer=adm", "finetune.optimizer must be one of adamw, sgd or null, got 'adm'"),
+        (
+            "finetune.optimizer=adm",
+            "finetune.optimizer must be one of adamw, sgd or null, got 'adm'",
+        ),
         ("finetune.phases.head.epoch=1", "did you mean finetune.phases.head.epochs?"),
         ("finetune.phases.head.train_stages=9", "train_stages must be in [-1, 5], got 9"),
         ("augment.crop_scale=[0.9,1.2]", "augment.crop_scale must be in (0, 1], got 1.2"),
@@ -111,6 +117,56 @@ def test_validate_names_what_hydra_lets_through():
         "unknown key sed; did you mean seed?",
         "finetune.phases is empty: choose a method, such as finetune=lp_ft",
     ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["finetune=lp_ft", "finetune.epochs=null"],
+            "finetune.epochs must be given; null is for finetune=auto, which decides it",
+        ),
+        (
+            ["finetune=lp_ft", "amount=tiny"],
+            "amount=tiny is for finetune=auto; finetune=lp_ft says the method already",
+        ),
+        (["finetune=full", "similarity=similar"], "similarity=similar is for finetune=auto"),
+        (["finetune=full", "finetune.confirm=true"], "finetune.confirm=true is for finetune=auto"),
+        (["finetune=auto", "amount=huge"], "amount must be one of tiny, small, medium, large"),
+        (
+            ["finetune=auto", "+finetune.phases.head.epochs=2"],
+            "finetune.phases: finetune=auto decides them, got head",
+        ),
+        (
+            ["finetune=lp_ft", "finetune.phases.head.average=true"],
+            "finetune.phases.head.average: there is no phase before the first one",
+        ),
+        (
+            ["finetune=linear_probe", "finetune.phases.head.trains=norm"],
+            "finetune.phases.head.trains=norm is about stages that train",
+        ),
+        (
+            ["finetune=lp_ft", "finetune.head=stages"],
+            "finetune.phases.all: finetune.head=stages trains the head alone",
+        ),
+    ],
+)
+def test_methods_refuse_what_they_cannot_do(overrides, message):
+    with pytest.raises(ConfigError) as caught:
+        compose("train", ["data.root=x", *overrides])
+    assert message in "\n".join(caught.value.problems)
+
+
+def test_auto_leaves_open_what_it_decides():
+    config = compose("train", ["data.root=x", "finetune=auto", "finetune.patience=3"]).finetune
+    assert [key for key in DECIDED if getattr(config, key) is not None] == ["patience"]
+    assert config.phases == {}
+
+
+def test_what_was_decided_keeps_what_was_forced():
+    config = compose("train", ["data.root=x", "finetune=lp_ft"])
+    finetune = replace(config.finetune, method="auto: lp_ft")
+    assert replace(config, finetune=finetune, amount="tiny").amount == "tiny"
 
 
 def test_required_keys_are_listed_together():

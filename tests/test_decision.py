@@ -1,0 +1,432 @@
+"""From evidence to a decision: cells, settings, forced values, reasons, and no crash anywhere."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from tl.config import (
+    DECIDED,
+    BatchNormMode,
+    Budget,
+    ConfigError,
+    FinetuneConfig,
+    HeadKind,
+    ModelConfig,
+    Select,
+    Trains,
+    compose,
+    validate,
+)
+from tl.decision import METHODS, TIERS, Decision, Thresholds, decide, recipe, table_rows
+from tl.decision.evidence import (
+    Amount,
+    Backbone,
+    Evidence,
+    Flips,
+    Score,
+    Similarity,
+    StageScore,
+)
+from tl.finetuning import build_plan
+from tl.models import build_model
+
+STAGES = ("stage0", "stage1", "stage2", "stage3", "stage4", "head")
+
+
+def evidence(
+    per_class=10,
+    classes=10,
+    quality=0.8,
+    gap=-0.1,
+    gain=0.0,
+    drift=0.05,
+    error=0.02,
+    *,
+    chance=0.0,
+    measured=True,
+    pretrained=True,
+    attention=False,
+    batch_norm=True,
+    more_data=0.05,
+    **others,
+):
+    def score(value):
+        return Score(value, error)
+
+    images = per_class * classes
+    amount = Amount(
+        images,
+        classes,
+        per_class,
+        per_class,
+        per_class,
+        images // 4,
+        per_class // 4,
+        score(more_data) if more_data is not None else None,
+        50.0,
+    )
+    stages = (
+        StageScore("stage1", 64, score(quality + gap), score(0.1)),
+        StageScore("features", 512, score(quality), score(quality)),
+    )
+    similarity = Similarity(
+        stages,
+        score(quality + gain),
+        score(gap),
+        score(gain),
+        drift if batch_norm else None,
+        0.01 if batch_norm else None,
+        None,
+        chance,
+    )
+    backbone = Backbone("net", 1_000, STAGES, batch_norm, attention, pretrained, 224)
+    found = similarity if measured and pretrained else None
+    unmeasured = "" if found else "too few images to hold some out."
+    return replace(Evidence(amount, backbone, found, unmeasured, native_side=300.0), **others)
+
+
+def asked(*overrides):
+    return compose("train", ["data.root=x", "finetune=auto", *overrides]).finetune
+
+
+STRANGE = {"quality": 0.3, "gap": 0.06, "gain": 0.1, "drift": 1.5}
+
+
+# --- cells --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("per_class", "kind", "method", "stages", "ratio", "neighbour"),
+    [
+        (2, {}, "linear_probe", 0, 10, "lp_partial"),
+        (10, {}, "lp_partial", 1, 10, "linear_probe"),
+        (50, {}, "lp_partial", 2, 10, "lp_ft"),
+        (200, {}, "lp_partial", 2, 10, "lp_ft"),
+        (4, STRANGE, "stage_probe", 0, 10, "norm_affine"),
+        (10, STRANGE, "lp_ft", -1, 5, "norm_affine"),
+        (50, STRANGE, "lp_ft", -1, 3, "lp_partial"),
+        (200, STRANGE, "lp_ft", -1, 3, "full"),
+    ],
+)
+def test_every_cell_has_its_method(per_class, kind, method, stages, ratio, neighbour):
+    found = decide(evidence(per_class, **kind))
+    assert (found.method, found.neighbour) == (method, neighbour)
+    assert found.finetune.method == method
+    assert found.finetune.lr_ratio == ratio
+    assert [*found.finetune.phases.values()][-1].train_stages == stages
+    assert found.similarity == ("different" if kind else "similar")
+    assert found.finetune.head is (HeadKind.stages if method == "stage_probe" else HeadKind.linear)
+    row = next(r for r in table_rows() if r["tier"] == found.amount)
+    assert row[found.similarity] == method
+
+
+def test_attention_networks_have_adapters_as_their_neighbour():
+    found = decide(evidence(10, **STRANGE, batch_norm=False, attention=True))
+    assert found.neighbour == "lora"
+    assert found.neighbour_finetune.phases["lora"].trains is Trains.lora
+    assert (found.finetune.head_lr, found.finetune.weight_decay) == (5e-4, 0.05)
+    # LayerNorm alone has neither adapters nor statistics: the last stage is the modest choice.
+    assert decide(evidence(10, **STRANGE, batch_norm=False)).neighbour == "lp_partial"
+
+
+@pytest.mark.parametrize(
+    ("change", "similarity", "fired"),
+    [
+        ({"quality": 0.47}, "different", "quality 0.47"),
+        ({"quality": 0.49}, "similar", "quality 0.49"),  # within the error of 0.5
+        ({"gap": 0.03}, "different", "an earlier stage is better by 0.03"),
+        ({"gap": 0.03, "error": 0.04}, "similar", "quality 0.80"),
+        ({"gain": 0.06}, "different", "all stages together are better by 0.06"),
+        ({"gain": 0.06, "error": 0.07}, "similar", "quality 0.80"),
+        ({"drift": 0.9}, "different", "channel statistics are 0.90 away"),
+        ({"drift": 0.3}, "similar", "quality 0.80"),
+        ({"drift": 0.9, "classes": 4}, "similar", "quality 0.80"),  # 40 images: a hint only
+        ({"drift": 0.9, "classes": 4, "gap": 0.03, "error": 0.04}, "different", "statistics"),
+    ],
+)
+def test_a_figure_counts_beyond_its_threshold_and_its_error(change, similarity, fired):
+    found = decide(evidence(10, **change))
+    assert found.similarity == similarity
+    assert fired in found.rule
+
+
+def test_few_images_alone_do_not_make_images_different():
+    found = decide(evidence(4, quality=0.2, drift=0.9))
+    assert (found.amount, found.similarity, found.method) == ("tiny", "similar", "linear_probe")
+    assert any("neither low quality nor foreign pixels" in reason for reason in found.reasons)
+
+
+def test_foreign_pixels_with_good_features_train_all_stages_in_small_steps():
+    found = decide(evidence(50, drift=0.9))
+    assert (found.method, found.finetune.lr_ratio) == ("lp_ft", 5)
+    assert "only the pixels are foreign, the features are good: small steps" in found.reasons
+
+
+def test_much_data_that_no_longer_helps_a_linear_classifier_frees_all_stages():
+    found = decide(evidence(200, more_data=0.0, error=0.003))
+    assert (found.method, found.finetune.lr_ratio) == ("lp_ft", 5)
+    assert any("+0.000 ± 0.003" in reason for reason in found.reasons)
+    # Near perfection nothing is left to gain; with a large error nobody knows.
+    assert decide(evidence(200, more_data=0.0, error=0.003, quality=0.97)).method == "lp_partial"
+    assert decide(evidence(200, more_data=0.0, error=0.02)).method == "lp_partial"
+
+
+def test_few_images_in_all_are_tiny_however_few_the_classes():
+    found = decide(evidence(10, classes=2))
+    assert (found.amount, found.method) == ("tiny", "linear_probe")
+    assert "fewer than 30 images in all are tiny, however few the classes" in found.reasons
+    assert found.would_change[0].startswith("with at least 30 images in all (now 20): train the")
+
+
+# --- where nothing can be measured, or there is nothing to learn --------------------------------
+
+
+@pytest.mark.parametrize(
+    ("per_class", "method"),
+    [(1, "linear_probe"), (10, "lp_partial"), (50, "lp_partial"), (500, "lp_ft")],
+)
+def test_without_measurement_the_amount_decides_and_it_says_so(per_class, method):
+    found = decide(evidence(per_class, measured=False))
+    assert (found.method, found.similarity) == (method, "unknown")
+    assert "unknown similarity, so by amount alone" in found.rule
+    assert found.warnings == (
+        "similarity is unknown (too few images to hold some out): decided by the amount of data "
+        "alone",
+    )
+
+
+def test_random_weights_train_as_a_whole():
+    found = decide(evidence(50, pretrained=False))
+    assert (found.method, found.similarity, found.finetune.lr_ratio) == ("full", "unknown", 1)
+    assert found.finetune.batch_norm is BatchNormMode.train
+    assert found.rule.startswith("The weights are random, so there is nothing to keep")
+
+
+def test_labels_at_random_are_told_and_cost_little():
+    found = decide(evidence(50, quality=0.01, gap=0.0, chance=0.4))
+    assert found.method == "linear_probe"
+    assert found.rule.startswith("No signal: 40% of random labels fit as well as the true ones")
+    assert found.warnings == (
+        "no signal: check the labels (40% of random labels fit the images as well as the true "
+        "ones)",
+    )
+    few = decide(evidence(3, classes=5, quality=0.01, gap=0.0, chance=0.4))
+    assert "15 images are too few to tell signal from chance" in few.warnings[0]
+
+
+def test_a_class_with_hardly_an_image_is_named():
+    found = evidence(50)
+    found = replace(found, amount=replace(found.amount, least=2))
+    assert "the smallest class has 2 training images" in decide(found).warnings[0]
+
+
+# --- settings -----------------------------------------------------------------------------------
+
+
+def test_a_tiny_validation_chooses_nothing():
+    found = decide(evidence(10, classes=10)).finetune  # 25 validation images
+    assert (found.select, found.patience, found.ema) == (Select.last, 0, True)
+    assert (found.phases["head"].ema, found.phases["head"].patience) == (False, 0)
+    assert not any(phase.average for phase in found.phases.values())
+
+
+def test_a_validation_of_some_size_chooses_epoch_and_average():
+    found = decide(evidence(50)).finetune  # 120 validation images, 12 a class
+    assert (found.select, found.ema) == (Select.best, False)
+    assert found.patience == max(5, round(0.15 * found.epochs))
+    assert found.phases["last"].average
+    assert found.phases["last"].head_lr == pytest.approx(3e-4)
+
+
+def test_batch_norm_relearns_only_from_many_images_in_large_batches():
+    modes = {
+        (per_class, batch): decide(evidence(per_class, **STRANGE), batch_size=batch)
+        for per_class, batch in ((50, 32), (200, 32), (200, 8))
+    }
+    assert [d.finetune.batch_norm.value for d in modes.values()] == ["frozen", "train", "frozen"]
+    assert decide(evidence(200)).finetune.batch_norm is BatchNormMode.frozen  # little trains
+
+
+@pytest.mark.parametrize(
+    ("per_class", "classes", "budget", "epochs"),
+    [
+        (100, 10, Budget.normal, 24),
+        (100, 10, Budget.quick, 6),
+        (100, 10, Budget.thorough, 96),
+        (2_000, 10, Budget.normal, 6),
+        (20_000, 10, Budget.quick, 5),
+    ],
+)
+def test_epochs_are_a_number_of_image_views(per_class, classes, budget, epochs):
+    assert decide(evidence(per_class, classes), budget).finetune.epochs == epochs
+    if budget is Budget.normal:
+        both = [decide(evidence(per_class, classes, **k)).finetune for k in ({}, STRANGE)]
+        assert both[1].epochs in (2 * epochs, 2 * epochs - 1)
+
+
+def test_a_head_has_steps_enough_on_few_images():
+    steps = {
+        images: decide(evidence(4, images // 4), batch_size=32).finetune.epochs * -(-images // 32)
+        for images in (8, 40, 400, 4_000)
+    }
+    assert steps == {8: 300, 40: 600, 400: 611, 4_000: 1_250}
+
+
+def test_flips_follow_the_measurement():
+    def of(horizontal, vertical):
+        found = decide(evidence(10, flips=Flips(horizontal, vertical)))
+        return found.hflip, found.vflip
+
+    assert of(None, None) == (True, False)
+    assert of(Score(-0.01, 0.01), Score(-0.01, 0.01)) == (True, False)
+    assert of(Score(-0.05, 0.01), Score(-0.001, 0.01)) == (False, True)
+    assert of(Score(-0.05, 0.06), Score(0.0, 0.06)) == (True, False)  # nobody knows
+
+
+def test_augmentation_grows_with_the_data():
+    sizes = (4, 10), (10, 10), (50, 10), (200, 10), (5_000, 10)
+    presets = [decide(evidence(m, c)).augment for m, c in sizes]
+    assert presets == ["light", "light", "medium", "medium", "strong"]
+
+
+# --- what the user fixes ------------------------------------------------------------------------
+
+
+def test_what_the_user_fixes_wins_and_is_listed():
+    given = asked("finetune.epochs=7", "finetune.precision=bf16-mixed", "finetune.head_lr=0.02")
+    found = decide(evidence(10), given=given, amount="large", similarity="different")
+    assert (found.amount, found.similarity, found.method) == ("large", "different", "lp_ft")
+    assert found.measured == {"amount": "small", "similarity": "similar"}
+    assert found.forced == {
+        "amount": "large",
+        "similarity": "different",
+        "finetune.epochs": 7,
+        "finetune.head_lr": 0.02,
+        "finetune.precision": "bf16-mixed",
+    }
+    for config in (found.finetune, found.neighbour_finetune):
+        assert (config.epochs, config.head_lr, config.precision) == (7, 0.02, "bf16-mixed")
+        assert all(p.epochs is None and p.head_lr is None for p in config.phases.values())
+    assert "you set amount=large" in found.reasons
+
+
+def test_a_head_on_all_stages_may_be_asked_for():
+    found = decide(evidence(50), given=asked("finetune.head=stages"))
+    assert (found.method, found.neighbour) == ("stage_probe", "lp_partial")
+    assert found.neighbour_finetune.head is HeadKind.linear
+    assert found.forced == {"finetune.head": "stages"}
+
+
+def test_forced_similarity_answers_for_random_weights_too():
+    found = decide(evidence(10, pretrained=False), similarity="similar")
+    assert found.method == "lp_partial"
+
+
+# --- what it says -------------------------------------------------------------------------------
+
+
+def test_it_says_what_would_change_it():
+    found = decide(evidence(12))
+    assert found.would_change[0] == (
+        "with at least 20 images a class (now 12): train the head, then the last 2 stages too"
+    )
+    assert any("fewer than 5 images a class (now 12)" in text for text in found.would_change)
+    assert any("quality below 0.50 (now 0.80)" in text for text in found.would_change)
+    strange = decide(evidence(12, **STRANGE))
+    assert "similarity=similar: train the head, then the last stage too" in strange.would_change
+
+
+def test_a_decision_survives_json():
+    found = decide(evidence(10, **STRANGE))
+    assert Decision.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def test_its_preset_is_a_config_with_the_reasons():
+    found = decide(evidence(50, **STRANGE), given=asked("finetune.confirm=true"))
+    text = found.config_text()
+    assert f"# {found.rule}\n" in text
+    config = validate(OmegaConf.create(yaml.safe_load(text)), FinetuneConfig)
+    assert config == replace(found.finetune, confirm=False)
+
+
+def test_the_table_for_people_has_a_row_a_tier():
+    rows = table_rows(Thresholds(tiny=3))
+    assert [row["tier"] for row in rows] == list(TIERS)
+    assert rows[0]["amount"] == "below 3 images a class"
+    assert (rows[1]["similar"], rows[1]["different"]) == ("lp_partial", "lp_ft")
+
+
+# --- everywhere ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    return build_model(ModelConfig(name="test_resnet", weights="none"), ["a", "b"])
+
+
+def grid():
+    """Evidence of all kinds, from one image to a million."""
+    amounts = [(m, c) for m in (1, 2, 4, 5, 19, 20, 100, 20_000) for c in (2, 10, 1_000)]
+    kinds = ({}, STRANGE, {"drift": 0.9}, {"measured": False}, {"pretrained": False})
+    nets = ({}, {"batch_norm": False, "attention": True}, {"batch_norm": False})
+    errors = ({}, {"error": 0.3, "chance": 0.5, "more_data": None})
+    for (m, c), kind, net, error in itertools.product(amounts, kinds, nets, errors):
+        yield evidence(m, c, **{**kind, **net, **error})
+
+
+def test_every_evidence_has_a_complete_plan_with_reasons(resnet):
+    for number, found in enumerate(grid()):
+        decision = decide(found, [*Budget][number % 3], batch_size=(8, 32)[number % 2])
+        for config in (decision.finetune, decision.neighbour_finetune):
+            assert all(getattr(config, key) is not None for key in DECIDED)
+            plan = build_plan(config, resnet, train_images=found.amount.images, batch_size=32)
+            assert plan.phases
+            assert not plan.phases[0].average
+        assert decision.method != decision.neighbour or (
+            decision.finetune.phases != decision.neighbour_finetune.phases
+        )
+        assert decision.method in METHODS
+        assert decision.rule.endswith(".")
+        assert decision.reasons
+        assert decision.would_change
+        text = " ".join((decision.rule, *decision.reasons, *decision.would_change))
+        assert "nan" not in text
+        assert "None" not in text
+
+
+@pytest.mark.parametrize("kind", [{}, STRANGE, {"measured": False}])
+def test_more_data_never_trains_fewer_stages(kind):
+    def trained(per_class):
+        phases = [*decide(evidence(per_class, **kind)).finetune.phases.values()]
+        last = phases[-1].train_stages
+        return len(STAGES) if last < 0 else last
+
+    counts = [trained(m) for m in (1, 2, 4, 5, 10, 19, 20, 50, 99, 100, 1_000, 60_000)]
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_any_method_has_its_recipe(method, resnet):
+    found = recipe(method, evidence(50), last_stages=1 if method == "lp_partial" else None)
+    assert found.method == method
+    last = [*found.phases.values()][-1].train_stages
+    assert last == {"linear_probe": 0, "stage_probe": 0, "lp_partial": 1}.get(method, -1)
+    assert build_plan(found, resnet, train_images=500, batch_size=32).phases
+
+
+def test_the_recipe_of_the_choice_is_the_decision():
+    for found in (evidence(50), evidence(10, **STRANGE), evidence(50, drift=0.9)):
+        decision = decide(found)
+        assert recipe(decision.method, found) == decision.finetune
+
+
+def test_an_unknown_recipe_is_refused():
+    with pytest.raises(ConfigError, match="no method magic; there are linear_probe, stage_probe"):
+        recipe("magic", evidence())
