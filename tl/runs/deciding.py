@@ -60,7 +60,7 @@ class Advice:
             asked,
             model=replace(asked.model, image_size=size),
             augment=augmentation(self.decision, asked.augment),
-            finetune=self.finetune,
+            finetune=replace(self.finetune, confirm=asked.finetune.confirm),
         )
 
     def without_choice(self, reason: str) -> Advice:
@@ -106,7 +106,7 @@ class Advice:
                 Decision.from_dict(decision),
                 Confirmed.from_dict(confirmed) if confirmed else None,
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
             reason = " ".join(str(error).split())
             msg = (
                 f"{path} cannot be resumed: its {EVIDENCE} or {DECISION} cannot be read "
