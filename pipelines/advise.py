@@ -53,6 +53,7 @@ def advise(config: AdviseConfig) -> Candidate:
     heading = advice.heading(table.root.name, table.counts(), chosen)
     sections = advice.sections(candidates, failed, folder)
     advice.write(folder, config, chosen, sections, heading)
+    display.say("\n".join(("", *heading, "")))
     display.sections(sections)
     return chosen
 

@@ -25,8 +25,9 @@ UNFREEZING = {
 }
 
 
-def data_facts(evidence: Evidence) -> Section:
-    """Amount, drift, flips: the figures that no other section shows."""
+def data_facts(chosen: Candidate) -> Section:
+    """Amount, drift, flips, licence: what no other section shows."""
+    evidence = chosen.evidence
     amount, similarity = evidence.amount, evidence.similarity
     rows = {
         "training images": f"{amount.images:,} in {amount.classes:,} classes; a class has "
@@ -44,8 +45,7 @@ def data_facts(evidence: Evidence) -> Section:
         )
     if similarity is not None:
         rows["depth gap"] = (
-            f"{points(similarity.depth_gap)} points: best earlier stage ({similarity.best_stage} is "
-            "the best of all) minus the last features"
+            f"{points(similarity.depth_gap)} points: the best earlier stage minus the last features"
         )
         rows["gain of all stages"] = (
             f"{points(similarity.concat_gain)} points over the last features"
@@ -68,6 +68,7 @@ def data_facts(evidence: Evidence) -> Section:
     ):
         if change is not None:
             rows[f"{way} flip"] = f"{points(change)} points of quality on flipped images"
+    rows["weights"] = f"{chosen.weights}; licence: {chosen.licence}"
     for name, value in evidence.scores.items():
         rows[name] = f"{value:.3f} (compares backbones on the same images only)"
     return _facts("the figures", rows)
@@ -127,9 +128,9 @@ def more_images(evidence: Evidence) -> Section:
         good = similarity.quality.value >= 0.5
         rows.append(
             {
-                "text": "Unfreezing: the other stages hold "
-                f"{points(similarity.concat_gain)} points more for a linear classifier here; "
-                f"{UNFREEZING[good]} (VTAB-1k, 1,000 images each, ViT-B/16; from the tables of V-PETL Bench)."
+                "text": "Unfreezing: what it adds is not measured before training. All stages "
+                "instead of the last features alone make a linear classifier "
+                f"{points(similarity.concat_gain)} points better here; {UNFREEZING[good]} (VTAB-1k, 1,000 images each, ViT-B/16; from the tables of V-PETL Bench)."
             }
         )
     return Section("what would bring more", "list", tuple(rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +71,7 @@ class Candidate:
 
 def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
     """The best probe first; what could not be measured comes last."""
-    return sorted(candidates, key=lambda c: -math.inf if c.quality is None else -c.quality.value)
+    return sorted(candidates, key=lambda c: math.inf if c.quality is None else -c.quality.value)
 
 
 def ties(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -120,18 +121,11 @@ def best(candidates: Sequence[Candidate]) -> tuple[Candidate, str]:
     )
 
 
-def ranking(candidates: Sequence[Candidate], failed: Mapping[str, str]) -> Section:
-    """Table of the backbones, the best first.
-
-    Args:
-        candidates: Those that could be loaded.
-        failed: Name -> why a backbone could not be loaded.
-    """
+def ranking(candidates: Sequence[Candidate]) -> Section:
+    """Table of the backbones that could be loaded, the best first."""
     equal = {c.name for c in ties(candidates)}
     chosen, why = best(candidates)
     rows = [_row(c, chosen=c is chosen, tie=c.name in equal) for c in ranked(candidates)]
-    for name, reason in failed.items():
-        rows.append({**dict.fromkeys(rows[0], ""), "backbone": name, "offline": f"no: {reason}"})
     note = (
         f"{why} Quality: 0 is guessing, 100 is perfect, with its 95 % interval; LogME grows with "
         "the number of classes and compares backbones on the same images only."
@@ -149,6 +143,16 @@ def _row(c: Candidate, *, chosen: bool, tie: bool) -> dict[str, Any]:
         "parameters": f"{c.evidence.backbone.parameters / 1e6:.1f} M",
         "images/s": f"{c.cost.images_per_second:,.0f}",
         "method": c.decision.method,
-        "licence": c.licence,
+        "licence": short_licence(c.licence),
         "offline": c.offline,
     }
+
+
+def short_licence(text: str) -> str:
+    """The name of a licence without the remarks that a source adds to it.
+
+    Example:
+        >>> short_licence("MIT for the repository (LICENSE.txt); other weights")
+        'MIT'
+    """
+    return re.split(r" for |[(;,]", text, maxsplit=1)[0].strip() or text

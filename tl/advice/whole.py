@@ -118,16 +118,16 @@ def sections(
     """
     chosen, _ = best(candidates)
     evidence, decision = chosen.evidence, chosen.decision
-    reasons = {name: str(error).split("\n")[0] for name, error in failed.items()}
-    compared = len(candidates) + len(failed) > 1
+    absent = [{"text": f"{name}: {error}"} for name, error in failed.items()]
     parts = [
-        *([ranking(candidates, reasons)] if compared else []),
+        *([ranking(candidates)] if len(candidates) + len(failed) > 1 else []),
+        Section("backbones that could not be loaded", "list", tuple(absent)),
         *brief(evidence, decision),
         plan_table(decision, evidence.backbone.stages),
         cost_facts(chosen.cost, evidence),
         more_images(evidence),
         learning_curve(evidence),
-        data_facts(evidence),
+        data_facts(chosen),
         next_steps(folder, decision.method),
     ]
     return tuple(part for part in parts if part.rows)
