@@ -36,7 +36,7 @@ MAY_IMPORT = {
         *("config", "data", "models", "finetuning", "graph", "cache", "cores", "engine", "module"),
         *("evaluation", "display", "files", "decision", "evidence"),
     },
-    "export": {"config", "bundle", "models", "quiet", "runs"},
+    "export": {"config", "bundle", "graph", "models", "quiet", "runs"},
     "predictions": {"config", "bundle", "files"},
     "tracking": {"config"},
     "runs": {

@@ -9,15 +9,7 @@ from typing import Any
 from tl.bundle import Preprocessing
 from tl.export.sealing import SealReport
 
-USE = """\
-## Use it
-
-With `tl`, for a file, a folder or a glob pattern:
-
-```sh
-tl predict bundle=. source=photo.jpg
-```
-
+TIMM = """\
 With timm, to go on in PyTorch:
 
 ```python
@@ -30,6 +22,25 @@ transform = timm.data.create_transform(**config, is_training=False)
 image = transform(Image.open("photo.jpg").convert("RGB"))
 print(model(image[None]).softmax(-1))  # order of classes.txt
 ```
+"""
+NOT_TIMM = """\
+This bundle does not load in timm, whose format has no place for a head on features of all stages.
+To go on in PyTorch, give the file to another run of `tl`: it takes the backbone out of it.
+
+```sh
+tl train data.root=IMAGES model.name=BACKBONE model.weights=model.safetensors
+```
+"""
+USE = """\
+## Use it
+
+With `tl`, for a file, a folder or a glob pattern:
+
+```sh
+tl predict bundle=. source=photo.jpg
+```
+
+PYTORCH
 
 With ONNX Runtime, without torch and without `tl`
 (`pip install onnxruntime numpy pillow pandas`):
@@ -83,6 +94,7 @@ class ModelCard:
         created: Date and time.
         versions: Package to version.
         limits: One sentence each, besides those that hold for every classifier.
+        head: What the head reads, where that is more than the last features.
     """
 
     title: str
@@ -98,12 +110,26 @@ class ModelCard:
     created: str
     versions: Mapping[str, str] = field(default_factory=dict)
     limits: Sequence[str] = ()
+    head: str = ""
 
 
 def model_card(
-    card: ModelCard, classes: Sequence[str], preprocessing: Preprocessing, report: SealReport
+    card: ModelCard,
+    classes: Sequence[str],
+    preprocessing: Preprocessing,
+    report: SealReport,
+    *,
+    in_timm: bool = True,
 ) -> str:
-    """Markdown text of the card."""
+    """Markdown text of the card.
+
+    Args:
+        card: What a person must know.
+        classes: Names in the order of the outputs.
+        preprocessing: What the weights expect.
+        report: Of the seal.
+        in_timm: Whether the bundle loads in timm; the card says how, or that it does not.
+    """
     width, height = preprocessing.input_size[2], preprocessing.input_size[1]
     facts = {
         "backbone": card.backbone,
@@ -114,6 +140,7 @@ def model_card(
         f"{preprocessing.crop_mode} crop {preprocessing.crop_pct:g}",
         "classes": f"{len(classes)}: {_shortened(classes)}",
         "method": card.method,
+        **({"head": card.head} if card.head else {}),
         "seed": str(card.seed),
         "created": card.created,
         "sealed": f"{report.images} images, largest difference of a probability "
@@ -125,6 +152,7 @@ def model_card(
         "`golden/` holds images of the training set: mind their rights when you pass it on.",
         *card.limits,
     ]
+    pytorch = TIMM if in_timm else NOT_TIMM.replace("BACKBONE", card.backbone)
     parts = [
         f"# {card.title}",
         _table(facts, ("what", "value")),
@@ -136,7 +164,7 @@ def model_card(
         _table({k: _number(v) for k, v in card.metrics.items()}, ("metric", "value")),
         "## Limits",
         "\n".join(f"- {limit}" for limit in limits),
-        USE.strip(),
+        USE.strip().replace("PYTORCH", pytorch.strip()),
         "## Versions",
         ", ".join(f"{name} {v}" for name, v in card.versions.items()) or "not recorded",
     ]

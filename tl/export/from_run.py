@@ -12,11 +12,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tl.bundle import Preprocessing
-from tl.config import ExportConfig
+from tl.config import ExportConfig, HeadKind
 from tl.export.card import ModelCard
 from tl.export.errors import ExportError
 from tl.export.sealing import SealReport
 from tl.export.writing import write_bundle
+from tl.graph.stage_head import with_head
+from tl.models import BuiltModel, Weights, find_stages
+from tl.models.stage_head import backbone_state
 from tl.runs import RunFolder, read_config, run_name
 
 PACKAGES = ("tl", "torch", "torchvision", "timm", "pytorch-lightning", "onnx", "onnxruntime")
@@ -68,6 +71,7 @@ def export_run(folder: RunFolder, config: ExportConfig, target: Path | None = No
             weights_sha256=facts["weights"]["sha256"],
             licence=facts["weights"]["licence"],
             method=plan["method"],
+            head=_head_text(folder),
             plan=_plan_text(plan),
             metrics=metrics,
             seed=run.seed,
@@ -81,8 +85,31 @@ def export_run(folder: RunFolder, config: ExportConfig, target: Path | None = No
 
 def _network(facts: dict[str, Any], weights: Path) -> nn.Module:
     model = timm.create_model(facts["name"], num_classes=len(facts["classes"]), **facts["args"])
-    model.load_state_dict(load_file(weights))
+    state = load_file(weights)
+    head = HeadKind(facts.get("head", HeadKind.linear.value))
+    if head is not HeadKind.linear:
+        # With its own weights: what the stages say decides which of them repeat another.
+        model.load_state_dict(backbone_state(state), strict=False)
+        built = BuiltModel(
+            name=facts["name"],
+            model=model,
+            stages=find_stages(model),
+            preprocessing=Preprocessing.from_dict(facts["preprocessing"]),
+            weights=Weights(facts["weights"]["source"], facts["weights"]["sha256"]),
+        )
+        model = with_head(built, head, proven=True).model
+    model.load_state_dict(state)
     return model.eval()
+
+
+def _head_text(folder: RunFolder) -> str:
+    """Which features a head on all stages reads; empty for a plain head."""
+    path = folder.checkpoints / "features.json"
+    if not path.is_file():
+        return ""
+    kept = json.loads(path.read_text())["kept"]
+    parts = ", ".join(f"{number} of {size} {name}" for name, (number, size) in kept.items())
+    return f"linear, on standardised features of all stages: {parts}"
 
 
 def _golden(root: Path, names: list[str], earlier: Path) -> list[Path]:

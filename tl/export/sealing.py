@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +13,14 @@ import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from torch import nn
 
 from tl.bundle import Bundle, BundleError, Preprocessing, open_image
 from tl.export.errors import ExportError
+from tl.models import StageClassifier
 from tl.quiet import quiet
 
 # One image takes other paths through some networks than many do, so both are tried.
@@ -61,7 +64,7 @@ def seal(
     images = sorted(p for p in (folder / "golden").iterdir() if p.name != "expected.json")
     expected = torch_probabilities(model, preprocessing.to_dict(), images)
     try:
-        found = _probabilities_of_forms(folder, images)
+        found = _probabilities_of_forms(folder, images, model)
     except (BundleError, RuntimeError, ValueError, KeyError) as error:
         raise ExportError(f"{folder}: what was written cannot be read: {error}") from error
     largest = 0.0
@@ -108,17 +111,21 @@ def torch_probabilities(
     return np.concatenate(rows)
 
 
-def _probabilities_of_forms(folder: Path, images: Sequence[Path]) -> dict[str, NDArray[np.float32]]:
+def _probabilities_of_forms(
+    folder: Path, images: Sequence[Path], model: nn.Module
+) -> dict[str, NDArray[np.float32]]:
     """Name of each form -> its probabilities; row i is of image i modulo their number."""
-    with quiet():
-        loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    found = {
-        "model.safetensors with config.json, in timm,": torch_probabilities(
-            loaded,
-            resolve_model_data_config(loaded),  # type: ignore[no-untyped-call]
-            images,
-        )
-    }
+    if isinstance(model, StageClassifier):
+        name = "model.safetensors with model.json, in tl,"
+        loaded: nn.Module = copy.deepcopy(model)
+        loaded.load_state_dict(load_file(folder / "model.safetensors"))
+        config = json.loads((folder / "model.json").read_text(encoding="utf-8"))["pretrained_cfg"]
+    else:
+        name = "model.safetensors with config.json, in timm,"
+        with quiet():
+            loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        config = resolve_model_data_config(loaded)  # type: ignore[no-untyped-call]
+    found = {name: torch_probabilities(loaded, config, images)}
     exported = Bundle.load(folder)
     for size in BATCH_SIZES:
         count = max(size, len(images)) if size == 1 else size

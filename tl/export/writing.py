@@ -9,15 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import nn
 
 from tl.bundle import Preprocessing
+from tl.config import HeadKind
 from tl.export.card import ModelCard, model_card
 from tl.export.errors import BundlePlaceError, ExportError
 from tl.export.graph import write_onnx
 from tl.export.mlmodel import write_mlmodel
 from tl.export.sealing import SealReport, seal
+from tl.models import StageClassifier
 
 
 def write_bundle(
@@ -34,7 +37,8 @@ def write_bundle(
 
     Args:
         folder: Where; a bundle that is there is replaced, any other content is refused.
-        model: timm model with its head; images (N, 3, height, width) to logits (N, classes).
+        model: timm model with its head, or a `StageClassifier`; images (N, 3, height, width) to
+            logits (N, classes).
         classes: Names in the order of the logits.
         preprocessing: What the weights expect.
         golden: Images to keep inside as the bundle's own test, at least one.
@@ -64,7 +68,8 @@ def write_bundle(
         (partial / "preprocessing.json").write_text(text, encoding="utf-8")
         _copy_golden(partial / "golden", golden)
         report = seal(partial, model=network, preprocessing=preprocessing, tolerance=tolerance)
-        text = model_card(card, classes, preprocessing, report)
+        in_timm = (partial / "config.json").is_file()
+        text = model_card(card, classes, preprocessing, report, in_timm=in_timm)
         (partial / "README.md").write_text(text, encoding="utf-8")
         write_mlmodel(partial, preprocessing)
         _replace(partial, folder)
@@ -93,7 +98,22 @@ def _check(folder: Path, model: nn.Module, classes: Sequence[str], golden: Seque
 def _write_weights(
     folder: Path, model: nn.Module, classes: Sequence[str], preprocessing: Preprocessing
 ) -> None:
-    """`model.safetensors` and `config.json`, as `timm.create_model("local-dir:...")` wants them."""
+    """`model.safetensors` and `config.json`, as `timm.create_model("local-dir:...")` wants them.
+
+    A head on all stages has no place in timm's format: `model.json` is beside its weights.
+    """
+    if isinstance(model, StageClassifier):
+        state = {name: value.contiguous() for name, value in model.state_dict().items()}
+        save_file(state, folder / "model.safetensors")
+        facts = {
+            "head": HeadKind.stages.value,
+            "label_names": list(classes),
+            "features": model.sizes,
+            "pretrained_cfg": preprocessing.to_dict(),
+        }
+        text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
+        (folder / "model.json").write_text(text, encoding="utf-8")
+        return
     try:
         save_for_hf(
             model,

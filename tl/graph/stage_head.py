@@ -143,7 +143,8 @@ def _classifier(parts: Split, noise: Tensor, num_classes: int) -> StageClassifie
     for place, stage in enumerate(parts.pooled, len(parts.nodes)):
         found = outputs[place]
         same = (outputs[row] for row in rows if outputs[row].shape == found.shape)
-        if not any(torch.allclose(found, other, rtol=1e-3, atol=1e-4) for other in same):
+        near = 1e-4 * float(found.abs().max())
+        if not any(torch.allclose(found, other, rtol=1e-3, atol=near) for other in same):
             names[place] = stage
     if not set(names) - set(rows):
         raise SplitError("it has no stage whose output can be pooled beside its last features")

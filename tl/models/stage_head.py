@@ -104,3 +104,14 @@ def join(blocks: Sequence[Tensor]) -> Tensor:
 def is_row(shape: Sequence[int]) -> bool:
     """Whether a value of this shape (without the batch) is a row of features."""
     return math.prod(shape) == shape[0]
+
+
+def backbone_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of the network alone, in its own names, where a `StageClassifier` wrote it."""
+    if "features.scale" not in state:
+        return dict(state)
+    return {
+        name.removeprefix("backbone."): value
+        for name, value in state.items()
+        if name.startswith("backbone.") and "_tensor_constant" not in name  # torch.fx made those
+    }

@@ -13,6 +13,7 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from tl.config import RequestError
+from tl.models.stage_head import backbone_state
 from tl.models.stages import head_names, in_head
 
 
@@ -138,7 +139,7 @@ def _read_state(file: Path) -> dict[str, Tensor]:
     if not all(isinstance(v, Tensor) for v in state.values()) or not state:
         msg = f"{file} holds no tensors by name: save model.state_dict()"
         raise WeightsError(msg)
-    return dict(state)
+    return backbone_state(state)
 
 
 def _fit_keys(

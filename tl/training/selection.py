@@ -321,6 +321,8 @@ def _probabilities(rows: Array, labels: Indices, others: Array, classes: int) ->
     """Of a logistic regression in the span of its rows, which is small where they are few."""
     mean = rows.mean(axis=0)
     rows, others = rows - mean, others - mean
+    if not rows.any():  # nothing tells the images apart
+        return np.tile(np.bincount(labels, minlength=classes) / len(labels), (len(others), 1))
     if rows.shape[1] > rows.shape[0]:
         values, vectors = np.linalg.eigh(rows @ rows.T)
         good = values > max(float(values[-1]), 1e-12) * 1e-6
