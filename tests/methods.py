@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +17,9 @@ from tl.data import read_folder
 from tl.data.datamodule import ImageDataModule
 from tl.finetuning import Plan, build_plan
 from tl.models import BuiltModel, Weights, build_model, find_stages
+from tl.module import ClassificationModule
 from tl.training import FitResult, PhaseResult, prepare, run_plan
+from tl.training.lightning import Checkpoints
 
 SMALL = ["experiment=smoke", "model=test_efficientnet", "augment=none", "finetune.epochs=4"]
 SIZE = {
@@ -40,6 +43,24 @@ def plan_for(model: nn.Module, *overrides: str, images: int = 5000) -> Plan:
     """The plan of some settings for a model."""
     config = compose("train", ["data.root=x", *overrides]).finetune
     return build_plan(config, built_of(model), train_images=images, batch_size=32)
+
+
+class CrashError(Exception):
+    """The process ends here, as far as a run can tell."""
+
+
+def crash_after(patch: pytest.MonkeyPatch, epochs: int) -> None:
+    """Let a run end after so many epochs of all its phases; the state of each is written."""
+    patch.setattr(Checkpoints, "SHARE", float("inf"))
+    as_always, seen = ClassificationModule.on_train_epoch_end, []
+
+    def on_train_epoch_end(module: ClassificationModule) -> None:
+        as_always(module)
+        seen.append(module)
+        if len(seen) == epochs:
+            raise CrashError
+
+    patch.setattr(ClassificationModule, "on_train_epoch_end", on_train_epoch_end)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ def train_epoch(
     first_step: int = 0,
     label_smoothing: float = 0.0,
     gradient_clip: float = 0.0,
+    after_step: Callable[[], None] | None = None,
 ) -> Tensor:
     """Pass over embeddings in mini-batches, in their order, with the mean cross-entropy as loss.
 
@@ -39,6 +40,7 @@ def train_epoch(
         first_step: Steps that were taken before.
         label_smoothing: Share of the target that is spread over all classes, in [0, 1).
         gradient_clip: Largest norm of the gradient; 0: no clipping.
+        after_step: Called after each step.
 
     Returns:
         Mean loss of each mini-batch before its step (steps,), on the device of the embeddings.
@@ -73,6 +75,8 @@ def train_epoch(
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * share
         _step(optimizer)
+        if after_step is not None:
+            after_step()
     sizes = torch.tensor([len(x) for x, _ in batches], device=embeddings.device)
     return -torch.stack(losses) / sizes
 

@@ -65,6 +65,7 @@ class ClassificationModule(pl.LightningModule):
         self.seed = seed
         self.split: Split | None = None
         self.head_steps = self.batch_size = 0
+        self.after_step: Callable[[], None] | None = None  # called where a batch is many steps
         self.strict_loading = False  # checkpoints hold what trains, and nothing else
         self._finite: Tensor
         self.register_buffer("_finite", torch.tensor(True), persistent=False)
@@ -160,6 +161,7 @@ class ClassificationModule(pl.LightningModule):
                 first_step=steps.total.completed,
                 label_smoothing=self.phase.label_smoothing,
                 gradient_clip=self.phase.gradient_clip,
+                after_step=self.after_step,
             )
         # As a scheduler leaves it: the rate of the next step.
         for group in self.optimizers(use_pl_optimizer=False).param_groups:  # type: ignore[union-attr]

@@ -26,8 +26,7 @@ from tl.graph.stage_head import with_head
 from tl.models import BuiltModel, StageClassifier
 from tl.module import ClassificationModule, TrainingError
 from tl.training.activations import Activations, Prepared
-from tl.training.averaging import Mixture, MovingAverage
-from tl.training.averaging import average as mix_chosen
+from tl.training.averaging import Mixture, MovingAverage, choose_mixture
 from tl.training.cached import CachedDataModule
 from tl.training.evidence import gather_evidence
 from tl.training.judging import Predictor, judge, predict
@@ -269,7 +268,7 @@ class _Fit:
         model = self.built.model
         end = {k: v.clone() for k, v in model.state_dict().items() if k in start}
         val = Predictor(model, self.data, self.device, self.activations, self.cached)
-        mixture = mix_chosen(model, self.phase, start, end, lambda: val.loss("val"))
+        mixture = choose_mixture(model, self.phase, start, end, lambda: val.loss("val"))
         display.facts("weights before and after the phase mixed", mixture.facts())
         log_facts(asdict(mixture), f"{self.folder.name}-average")
         return mixture

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from lightning_fabric.utilities import move_data_to_device
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from tl import display
@@ -41,6 +42,17 @@ class Predictor:
 
     def __call__(self, split: str) -> tuple[Tensor, Tensor]:
         """Probabilities (N, classes) and labels (N,) of `train`, `val` or `test`, in its order."""
+        logits, labels = self.logits(split)
+        return logits.softmax(dim=1), labels
+
+    def loss(self, split: str) -> tuple[float, float]:
+        """Mean cross-entropy and accuracy, as `val/loss` and `val/acc` of a fit."""
+        logits, labels = self.logits(split)
+        right = (logits.argmax(dim=1) == labels).float().mean()
+        return float(F.cross_entropy(logits, labels)), float(right)
+
+    def logits(self, split: str) -> tuple[Tensor, Tensor]:
+        """Logits (N, classes) and labels (N,) of a split, in its order."""
         if self.activations is not None and self.cached is not None:
             try:
                 self.activations.read(self.cached, split, self.device)
@@ -49,7 +61,7 @@ class Predictor:
             else:
                 suffix, loader = self.cached.reading.split.suffix, self.cached.loader(split)
                 return _predict(self.model, lambda b: suffix(b["values"]), loader, self.device)
-        return predict(self.model, self.data.loader(split), self.device)
+        return _predict(self.model, _forward(self.model), self.data.loader(split), self.device)
 
     def close(self) -> None:
         """Let other jobs evict what this one has read."""
@@ -86,12 +98,16 @@ def predict(
 
     The model is on the CPU and in eval mode afterwards.
     """
+    logits, labels = _predict(model, _forward(model), loader, device)
+    return logits.softmax(dim=1), labels
 
+
+def _forward(model: nn.Module) -> Callable[[dict[str, Any]], Tensor]:
     def forward(batch: dict[str, Any]) -> Tensor:
         logits: Tensor = model(batch["image"].contiguous(memory_format=torch.channels_last))
         return logits
 
-    return _predict(model, forward, loader, device)
+    return forward
 
 
 @torch.inference_mode()
@@ -101,11 +117,12 @@ def _predict(
     loader: DataLoader[Any],
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
+    """Logits (N, classes) and labels (N,); the model is on the CPU and in eval mode afterwards."""
     model.to(device).eval()
-    probabilities, labels = [], []
+    logits, labels = [], []
     for batch in loader:
         inputs = move_data_to_device(batch, device)
-        probabilities.append(forward(inputs).float().softmax(dim=1).cpu())
+        logits.append(forward(inputs).float().cpu())
         labels.append(batch["label"])
     model.cpu()
-    return torch.cat(probabilities), torch.cat(labels)
+    return torch.cat(logits), torch.cat(labels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
+import math
 import os
 import re
 import time
@@ -22,10 +23,11 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 
 from tl import display
-from tl.config import TRUSTED_TARGETS, ConfigError
+from tl.config import TRUSTED_TARGETS, ConfigError, Select
 from tl.files import replacing
 from tl.finetuning import Phase
 from tl.module import ClassificationModule, TrainingError
+from tl.training.averaging import MovingAverage
 from tl.training.state import read_checkpoint
 
 
@@ -174,7 +176,8 @@ class History(Callback):
         }
         self._start = now
         self.rows.append(row)
-        mark = "  best so far" if row["val/loss"] < best else ""
+        chosen = self.phase.select == Select.best.value
+        mark = "  best so far" if chosen and row["val/loss"] < best else ""
         display.say(
             f"{row['phase']} {row['epoch']:>3}/{self.phase.epochs}  "
             f"train loss {row['train/loss']:.4f}  val loss {row['val/loss']:.4f}  "
@@ -191,7 +194,7 @@ class History(Callback):
 
 
 class Checkpoints(Callback):
-    """Keeps the best weights in memory, and the state of the fit on disk.
+    """Keeps the best weights in memory, or the last ones, and the state of the fit on disk.
 
     `last.ckpt` holds all that a resumed fit needs, the best weights so far among it. It is written
     after an epoch unless that would take more than a share of the time: what a crash may cost is
@@ -199,12 +202,19 @@ class Checkpoints(Callback):
 
     Args:
         folder: Of the phase.
+        select: `best`: weights of the epoch of the least val/loss; `last`: of the last one.
+        average: Where a moving average is kept instead of the weights.
     """
 
     SHARE = 0.01
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        select: str = Select.best.value,
+        average: MovingAverage | None = None,
+    ) -> None:
+        self.folder, self.select, self.average = folder, select, average
         self.best: dict[str, torch.Tensor] = {}
         self.best_loss = float("inf")
         self._stopped = False
@@ -221,12 +231,12 @@ class Checkpoints(Callback):
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the epoch if it is the best one, and write the state if it is time."""
+        """Keep the weights of the epoch if it is their turn, and write the state if it is time."""
         assert isinstance(pl_module, ClassificationModule)
         loss = float(trainer.callback_metrics["val/loss"])
-        if loss < self.best_loss:
+        if loss < self.best_loss or (self.select == Select.last.value and math.isfinite(loss)):
             self.best_loss = loss
-            state = pl_module.trained_state()
+            state = (self.average or pl_module).trained_state()
             self.best = {name: value.detach().cpu().clone() for name, value in state.items()}
         self._stopped = trainer.should_stop
         began = time.perf_counter()
@@ -235,12 +245,10 @@ class Checkpoints(Callback):
             self._written = time.perf_counter()
             self._seconds = self._written - began
 
-    def write_best(self) -> Path:
-        """Write the best weights of the finished fit."""
-        path = self.folder / "best.ckpt"
-        state = {f"model.{name}": value for name, value in self.best.items()}
-        AtomicCheckpointIO().save_checkpoint({"state_dict": state}, path)
-        return path
+    def write(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Write the weights that the finished phase leaves behind."""
+        state = {f"model.{name}": value for name, value in weights.items()}
+        AtomicCheckpointIO().save_checkpoint({"state_dict": state}, self.folder / "best.ckpt")
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed fit needs to know."""

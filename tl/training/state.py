@@ -27,15 +27,17 @@ class PhaseResult:
     Args:
         name: Name of the phase.
         epochs: Epochs that ran.
-        best_epoch: Epoch (from 1) of the least val/loss; its weights are in `checkpoint`.
-        best_loss: That val/loss.
-        best_acc: val/acc of that epoch.
+        best_epoch: Epoch (from 1) of the least val/loss, or the last one where the phase says
+            `select=last`: its weights are taken.
+        best_loss: val/loss of the weights that are kept.
+        best_acc: Their val/acc.
         kept: False where the phase did not improve on the phases before: their weights stay.
         steps: Optimizer steps.
         seconds: Wall time of the fit, over all its parts when it was resumed.
         trainable_parameters: Number of parameters that trained.
-        checkpoint: File below `checkpoints/`; holds the stages that trained.
+        checkpoint: File below `checkpoints/`; holds what the phase changed.
         cached: Whether the phase read the activation cache.
+        alpha: Share of the phase's weights where they were mixed with those before it.
     """
 
     name: str
@@ -49,6 +51,7 @@ class PhaseResult:
     trainable_parameters: int
     checkpoint: str
     cached: bool = False
+    alpha: float = 1.0
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
