@@ -17,6 +17,7 @@ from tl.config import (
     compose,
     convert,
     limit_problems,
+    no_phase,
     schema_keys,
     unknown_key,
 )
@@ -229,6 +230,8 @@ def override_keys(overrides: list[str]) -> list[str]:
 def composition_error(name: str, error: Exception) -> ConfigError:
     """Hydra's complaint about a config in our words: the file, the key, the nearest right key."""
     text = str(error)
+    if refused := no_phase(text):
+        return ConfigError(refused)
     if text.startswith("Error merging override") and error.__cause__:
         text += f": {error.__cause__}"
     lines = [line for line in text.split("\n") if line.strip() and line[0] != " "]

@@ -134,8 +134,12 @@ def test_validate_names_what_hydra_lets_through():
         (["finetune=full", "finetune.confirm=true"], "finetune.confirm=true is for finetune=auto"),
         (["finetune=auto", "amount=huge"], "amount must be one of tiny, small, medium, large"),
         (
-            ["finetune=auto", "+finetune.phases.head.epochs=2"],
-            "finetune.phases: finetune=auto decides them, got head",
+            ["finetune=auto", "finetune.phases.head.epochs=2"],
+            "finetune.phases.head.epochs: this method has no phase head (finetune=auto decides its",
+        ),
+        (
+            ["finetune=lp_ft", "+finetune.phases.last.epochs=2"],
+            "finetune.phases.last.epochs: this method has no phase last",
         ),
         (
             ["finetune=lp_ft", "finetune.phases.head.average=true"],
@@ -155,6 +159,11 @@ def test_methods_refuse_what_they_cannot_do(overrides, message):
     with pytest.raises(ConfigError) as caught:
         compose("train", ["data.root=x", *overrides])
     assert message in "\n".join(caught.value.problems)
+
+
+def test_auto_takes_no_phases():
+    with pytest.raises(ConfigError, match="phases: finetune=auto decides them, got head"):
+        FinetuneConfig(method="auto", phases={"head": PhaseConfig()})
 
 
 def test_auto_leaves_open_what_it_decides():

@@ -47,7 +47,15 @@ from tl.config.schemas import (
     Trains,
 )
 from tl.config.settings import Checked, Request, limit_problems, setting
-from tl.config.validation import compose, convert, schema_keys, to_yaml, unknown_key, validate
+from tl.config.validation import (
+    compose,
+    convert,
+    no_phase,
+    schema_keys,
+    to_yaml,
+    unknown_key,
+    validate,
+)
 
 __all__ = [
     "AMOUNTS",
@@ -94,6 +102,7 @@ __all__ = [
     "compose",
     "convert",
     "limit_problems",
+    "no_phase",
     "register_schemas",
     "schema_keys",
     "setting",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -152,10 +153,28 @@ def compose(
         for key, value in (values or {}).items():
             OmegaConf.update(config, key, value, force_add=False)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(no_phase(str(error)) or str(error)) from error
     finally:
         GlobalHydra.instance().hydra = outer
     return validate(config, PIPELINES[pipeline])
+
+
+def no_phase(text: str) -> str | None:
+    """What to do where Hydra refused a setting of a phase, for the method has no such phase.
+
+    Args:
+        text: Hydra's message.
+    """
+    found = re.match(
+        r"(?:Could not override '|Error merging override \+*)(finetune\.phases\.(\w+)[\w.]*)", text
+    )
+    if found is None:
+        return None
+    return (
+        f"{found[1]}: this method has no phase {found[2]} (finetune=auto decides its phases "
+        "itself). Choose a method that has it, as in finetune=lp_ft finetune.phases.all.epochs=5, "
+        "or write a preset of your own: --config-dir DIR finetune=NAME reads DIR/finetune/NAME.yaml"
+    )
 
 
 def schema_keys(
