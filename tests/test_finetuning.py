@@ -93,7 +93,7 @@ def test_a_phase_inherits_what_it_does_not_say(resnet):
     ],
 )
 def test_batch_norm_mode(resnet, overrides, images, batch, frozen):
-    plan = plan_for(resnet, *overrides, images=images, batch=batch)
+    plan = plan_for(resnet, "finetune=lp_ft", *overrides, images=images, batch=batch)
     assert {phase.freeze_batch_norm for phase in plan.phases} == {frozen}
 
 
