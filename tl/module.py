@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from torchmetrics.classification import MulticlassStatScores
 
 from tl.config import TlError
 from tl.finetuning import Phase, freeze, parameter_groups, set_modes, state_names
@@ -66,16 +65,11 @@ class ClassificationModule(pl.LightningModule):
         self.split: Split | None = None
         self.head_steps = self.batch_size = 0
         self.after_step: Callable[[], None] | None = None  # called where a batch is many steps
+        self._modes: list[tuple[nn.Module, bool]] = []
         self.strict_loading = False  # checkpoints hold what trains, and nothing else
         self._finite: Tensor
         self.register_buffer("_finite", torch.tensor(True), persistent=False)
-        self.val_metrics = MetricCollection(
-            {
-                "acc": MulticlassAccuracy(num_classes, average="micro"),
-                "f1_macro": MulticlassF1Score(num_classes, average="macro"),
-            },
-            prefix="val/",
-        )
+        self.val_counts = MulticlassStatScores(num_classes, average=None, validate_args=False)
         freeze(model, self.stages, phase)
 
     def read_values(self, split: Split, *, head_steps: int = 0, batch_size: int = 0) -> None:
@@ -94,8 +88,12 @@ class ClassificationModule(pl.LightningModule):
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
         """Logits (N, classes) of a batch."""
-        if "values" in batch:
+        if "image" not in batch:
             assert self.split is not None
+            if "rows" in batch:
+                assert self.split.linear is not None
+                found: Tensor = self.split.linear(batch["rows"])
+                return found
             return self.split.suffix(batch["values"])
         images = batch["image"].contiguous(memory_format=torch.channels_last)
         logits: Tensor = self.model(images)
@@ -113,10 +111,12 @@ class ClassificationModule(pl.LightningModule):
     def on_train_start(self) -> None:
         """Set the modes; a resumed fit may skip the first `on_train_epoch_start`."""
         set_modes(self.model, freeze_batch_norm=self.phase.freeze_batch_norm)
+        self._modes = [(module, module.training) for module in self.model.modules()]
 
     def on_train_epoch_start(self) -> None:
         """Set the modes again, whatever a callback did to them."""
-        set_modes(self.model, freeze_batch_norm=self.phase.freeze_batch_norm)
+        for module, training in self._modes:
+            module.training = training
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed this step."""
@@ -128,7 +128,7 @@ class ClassificationModule(pl.LightningModule):
         target = batch["label"]
         size = len(target)
         if not self.automatic_optimization:
-            loss = self._train_head(batch["values"][0], target)
+            loss = self._train_head(batch)
         else:
             if self.mix is not None:
                 images, target = self.mix(batch["image"], target)
@@ -140,7 +140,7 @@ class ClassificationModule(pl.LightningModule):
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         return loss
 
-    def _train_head(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def _train_head(self, batch: dict[str, Any]) -> Tensor:
         """All steps of a batch of many rows; returns their mean loss."""
         assert self.split is not None
         assert self.split.linear is not None
@@ -150,12 +150,14 @@ class ClassificationModule(pl.LightningModule):
         def rate(step: int) -> float:
             return warmup_cosine_share(step, self.head_steps, self.phase.warmup)
 
+        labels = batch["label"]
         with _single_thread():
             losses = train_epoch(
                 self.split.linear,
                 self.optimizers(use_pl_optimizer=False),  # type: ignore[arg-type]
-                embeddings,
+                batch["rows"] if "rows" in batch else self.split.rows(batch["values"]),
                 labels,
+                order=batch.get("order"),
                 batch_size=self.batch_size,
                 rate=rate,
                 first_step=steps.total.completed,
@@ -180,8 +182,16 @@ class ClassificationModule(pl.LightningModule):
         size = len(logits)
         loss = F.cross_entropy(logits, batch["label"])
         self.log("val/loss", loss, on_epoch=True, batch_size=size, sync_dist=True)
-        self.val_metrics.update(logits, batch["label"])
-        self.log_dict(dict(self.val_metrics.items()), on_epoch=True, batch_size=size)
+        self.val_counts.update(logits, batch["label"])
+
+    def on_validation_epoch_end(self) -> None:
+        """Accuracy, and F1 as the mean over the classes that occur or were predicted."""
+        right, wrong, _, missed, images = self.val_counts.compute().double().unbind(dim=1)
+        self.val_counts.reset()
+        seen = (images + wrong) > 0
+        f1 = 2 * right[seen] / (2 * right + wrong + missed)[seen]
+        self.log("val/acc", (right.sum() / images.sum()).float())
+        self.log("val/f1_macro", f1.mean().float())
 
     def on_train_epoch_end(self) -> None:
         """Stop where the loss is no number any more.

@@ -143,13 +143,17 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         self.images = images
         self.epoch_offset = epoch_offset
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def order(self) -> tuple[int, torch.Tensor]:
+        """The epoch as it is counted over all phases, and the order of all images in it."""
         epoch = self.epoch + self.epoch_offset
-        order = list(range(self.images))
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(mixed_seed(ORDER, self.seed, epoch))
-            order = torch.randperm(self.images, generator=generator).tolist()
-        padded = itertools.islice(itertools.cycle(order), self.total_size)
+        if not self.shuffle:
+            return epoch, torch.arange(self.images)
+        generator = torch.Generator().manual_seed(mixed_seed(ORDER, self.seed, epoch))
+        return epoch, torch.randperm(self.images, generator=generator)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch, order = self.order()
+        padded = itertools.islice(itertools.cycle(order.tolist()), self.total_size)
         mine = itertools.islice(padded, self.rank, None, self.num_replicas)
         return ((epoch, index) for index in mine)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tl.cache import Rows
@@ -18,6 +19,7 @@ from tl.engine import Engine
 from tl.graph import Split
 
 BATCH_BYTES = 64 << 20  # of values in memory at once
+HELD_BYTES = 512 << 20  # of all that a linear head reads in a phase: up to here it stays in memory
 
 
 class CachedDataset(Dataset[dict[str, Any]]):
@@ -58,6 +60,40 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
+class HeldDataset(Dataset[dict[str, Any]]):
+    """What a linear layer reads of the images of one split, in memory; a batch is an epoch.
+
+    Args:
+        views: float32 (images, features) of each view.
+        labels: Class index of each image.
+        first_epoch: Of the phase, as the sampler counts.
+    """
+
+    def __init__(self, views: Sequence[Tensor], labels: Sequence[int], first_epoch: int) -> None:
+        self.views = tuple(views)
+        self.labels = torch.tensor(labels, dtype=torch.long)
+        self.first_epoch = first_epoch
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: tuple[int, Tensor]) -> dict[str, Any]:
+        """The rows of an epoch as they lie in memory, and their order."""
+        epoch, order = key
+        view = self.views[(epoch - self.first_epoch) % len(self.views)]
+        return {"rows": view, "order": order, "label": self.labels}
+
+
+class WholeEpochs(EpochSampler):
+    """Yields (epoch, order of the images) once an epoch."""
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:  # type: ignore[override]
+        return iter([self.order()])
+
+    def __len__(self) -> int:
+        return 1
+
+
 @dataclass(frozen=True)
 class Reading:
     """What a phase needs to train on cached values.
@@ -79,6 +115,17 @@ class Reading:
         values = [value_name(i) for i in range(len(self.split.nodes))]
         fields = [*values, *(pooled_name(stage) for stage in self.split.pooled)]
         return tuple(fields[place] for place in self.split.inputs)
+
+    def linear_rows(self, view: Rows) -> Tensor:
+        """What the linear layer reads of all images of a view, (images, features)."""
+        step = max(BATCH_BYTES // self.split.bytes_per_image, 1)
+        parts = [
+            self.split.rows(
+                [view.gather(name, np.arange(i, min(i + step, len(view)))) for name in self.names]
+            )
+            for i in range(0, len(view), step)
+        ]
+        return torch.cat(parts)
 
 
 @dataclass(frozen=True)
@@ -109,6 +156,9 @@ class Clean:
 class CachedDataModule(pl.LightningDataModule):
     """Batches `{"values": [...], "label", "index"}`; the counterpart of `ImageDataModule`.
 
+    A head that learns whole epochs gets `{"rows", "order", "label"}` where that fits into memory:
+    what its linear layer reads of all images, and the order of the epoch.
+
     Args:
         images: Gives table, seed, batch size and the epochs' offset.
         reading: Rows and frontier.
@@ -118,18 +168,19 @@ class CachedDataModule(pl.LightningDataModule):
         super().__init__()
         self.images = images
         self.reading = reading
+        self._held: dict[str, list[Tensor]] = {}
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Rows of train in the order that the images would have; each epoch another view."""
-        return self._loader("train", shuffle=True)
+        return self._loader("train", shuffle=True, hold=True)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Clean rows of val in the order of the table."""
-        return self.loader("val")
+        return self._loader("val", shuffle=False, hold=True)
 
     def loader(self, split: str) -> DataLoader[dict[str, Any]]:
         """Clean rows of a split in the order of the table."""
-        return self._loader(split, shuffle=False)
+        return self._loader(split, shuffle=False, hold=False)
 
     def one_step_a_batch(self) -> None:
         """No batches of many steps: Lightning shares gradients between devices after each batch."""
@@ -148,15 +199,31 @@ class CachedDataModule(pl.LightningDataModule):
             return self.images.batch_size
         return max(BATCH_BYTES // self.reading.split.bytes_per_image // step, 1) * step
 
-    def _loader(self, split: str, *, shuffle: bool) -> DataLoader[dict[str, Any]]:
+    def _may_hold(self) -> bool:
+        """Whether a linear head reads all of it from memory."""
+        rows = sum(len(view) for name in ("train", "val") for view in self.reading.rows[name])
+        fits = rows * self.reading.split.bytes_per_image <= HELD_BYTES
+        return bool(self.reading.step_rows) and fits
+
+    def _hold(self, split: str, views: Sequence[Rows]) -> list[Tensor]:
+        """What the linear layer reads of some views, computed once in a phase."""
+        if split not in self._held:
+            with torch.no_grad():
+                self._held[split] = [self.reading.linear_rows(view) for view in views]
+        return self._held[split]
+
+    def _loader(self, split: str, *, shuffle: bool, hold: bool) -> DataLoader[dict[str, Any]]:
         views = self.reading.rows[split]
+        views = views if shuffle else views[:1]
         offset = self.images.epoch_offset if shuffle else 0
-        dataset = CachedDataset(
-            views if shuffle else views[:1],
-            self.reading.names,
-            self.images.table.split(split)["label"].tolist(),
-            offset,
-        )
+        labels = self.images.table.split(split)["label"].tolist()
+        if hold and self._may_hold():
+            order = WholeEpochs(
+                len(labels), seed=self.images.seed, shuffle=shuffle, epoch_offset=offset
+            )
+            held = HeldDataset(self._hold(split, views), labels, offset)
+            return DataLoader(held, batch_size=None, sampler=order, collate_fn=_as_it_is)
+        dataset = CachedDataset(views, self.reading.names, labels, offset)
         devices = self.trainer.world_size if self.trainer else 1
         sampler = EpochSampler(
             len(dataset),
