@@ -1,0 +1,224 @@
+"""Train one cell of the regret benchmark by every transfer method, through tl's own parts."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from images import ASSETS
+from regret_cells import Cell, read_set, sample
+
+import tl
+from tl import training
+from tl.config import Budget, FinetuneConfig, HeadKind, TlError, TrainConfig
+from tl.data import ImageDataModule, ImageTable
+from tl.decision import recipe
+from tl.decision.evidence import Evidence
+from tl.finetuning import Phase, Plan, build_plan
+from tl.models import BuiltModel, build_model
+
+# Key of a method -> arguments of `tl.decision.recipe`.
+METHODS: dict[str, dict[str, Any]] = {
+    "linear_probe": {"method": "linear_probe"},
+    "stage_probe": {"method": "stage_probe"},
+    "lp_partial_1": {"method": "lp_partial", "last_stages": 1},
+    "lp_partial_2": {"method": "lp_partial", "last_stages": 2},
+    "norm_affine": {"method": "norm_affine"},
+    "lp_ft": {"method": "lp_ft"},
+    "full": {"method": "full"},
+}
+RATES = (1.0, 0.333, 3.0)  # times the default rate of the last phase
+IMAGE_SIZE = 112  # half a side of the pretraining: a quarter of the time
+LEAST_EPOCHS = 4
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a fit may cost.
+
+    Args:
+        budget: Of `tl.decision.recipe`.
+        views: Most images that a phase sees which trains more than a head, all epochs together;
+            it has `LEAST_EPOCHS` in any case.
+    """
+
+    budget: str = "quick"
+    views: int = 2_000
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the fits of a cell share."""
+
+    cell: Cell
+    table: ImageTable
+    config: TrainConfig
+    work: Path
+
+    def built(self, finetune: FinetuneConfig | None = None) -> BuiltModel:
+        """The backbone in its pretrained weights, with a head that the seed decides."""
+        training.prepare(self.config.trainer, self.cell.seed)
+        built = build_model(self.config.model, self.table.classes)
+        return training.with_head(built, finetune.head) if finetune else built
+
+    def sizes(self) -> dict[str, int]:
+        """Images of each split."""
+        return {name: len(self.table.split(name)) for name in ("train", "val", "test")}
+
+    def images(self, built: BuiltModel) -> ImageDataModule:
+        """The images; all seeds share the views, and so what is cached of them."""
+        return ImageDataModule.from_config(self.table, built.preprocessing, self.config)
+
+
+def setting(cell: Cell, work: Path, assets: Path = ASSETS) -> Setting:
+    """Images, and the settings that all methods have in common."""
+    table = sample(_read_set(cell.set, work, assets), cell)
+    config = tl.compose(
+        "train",
+        ["finetune=linear_probe", "augment=light", "trainer=cpu", "cache=on"],
+        {
+            "data.root": str(table.root),
+            "data.num_workers": 0,
+            "model.name": cell.backbone,
+            "model.weights": str(assets / "weights"),
+            "model.image_size": IMAGE_SIZE,
+            "cache.dir": str(work / "cache"),
+        },
+    )
+    return Setting(cell, table, config, work)
+
+
+@cache
+def _read_set(name: str, work: Path, assets: Path) -> ImageTable:
+    return read_set(name, work, assets)
+
+
+def measure(given: Setting) -> tuple[Evidence, float]:
+    """The evidence of a cell and the seconds that it took."""
+    began = time.perf_counter()
+    built = given.built()
+    evidence = training.gather_evidence(
+        built, given.images(built), given.config.cache, seed=given.cell.seed
+    )
+    return evidence, time.perf_counter() - began
+
+
+def fits(
+    given: Setting,
+    evidence: Evidence,
+    limits: Limits,
+    wanted: Sequence[tuple[str, float]],
+) -> Iterator[dict[str, Any]]:
+    """One row a fit: accuracy on test, which images were right, and how it was trained.
+
+    A method that cannot be had for this backbone gives a row with `error`.
+
+    Args:
+        given: The cell.
+        evidence: Of the cell.
+        limits: What a fit may cost.
+        wanted: Keys of `METHODS` with rates.
+    """
+    folder = given.work / "fits" / "-".join(map(str, given.cell.key().values()))
+    shutil.rmtree(folder, ignore_errors=True)
+    fit = _Fit(given, limits, folder)
+    try:
+        for method, rate in wanted:
+            began = time.perf_counter()
+            row: dict[str, Any] = {"method": method, "rate": rate}
+            try:
+                config = method_config(method, evidence, limits, given.config.data.batch_size)
+                row |= fit.run(config, rate, folder / f"{method}-{rate}")
+            except TlError as error:
+                row["error"] = str(error)
+            yield row | {"seconds": round(time.perf_counter() - began, 2)}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def method_config(
+    method: str, evidence: Evidence, limits: Limits, batch_size: int
+) -> FinetuneConfig:
+    """Settings of a method as the decision would fill them in."""
+    return recipe(
+        evidence=evidence, budget=Budget[limits.budget], batch_size=batch_size, **METHODS[method]
+    )
+
+
+def limited(plan: Plan, train_images: int, rate: float, limits: Limits) -> Plan:
+    """The plan with the last phase at another rate, and epochs within the limits."""
+    most = max(LEAST_EPOCHS, limits.views // train_images)
+    phases = [
+        # The ratio between stages says nothing where the head is alone: so all heads are alike.
+        replace(phase, lr_ratio=1.0)
+        if len(phase.trainable) == 1
+        else replace(phase, epochs=min(phase.epochs, most))
+        for phase in plan.phases
+    ]
+    phases[-1] = replace(phases[-1], head_lr=phases[-1].head_lr * rate)
+    return replace(plan, phases=tuple(phases))
+
+
+class _Fit:
+    """Trains methods on a cell; those that begin alike share their first phase.
+
+    Args:
+        given: The cell.
+        limits: What a fit may cost.
+        folder: Empty.
+    """
+
+    def __init__(self, given: Setting, limits: Limits, folder: Path) -> None:
+        self.given, self.limits, self.folder = given, limits, folder
+        self._begun: dict[tuple[HeadKind, Phase], Path] = {}
+
+    def run(self, config: FinetuneConfig, rate: float, folder: Path) -> dict[str, Any]:
+        """Train by a config at a share of its last rate, and look at test."""
+        built = self.given.built(config)
+        number = len(self.given.table.split("train"))
+        batch = self.given.config.data.batch_size
+        plan = build_plan(config, built, train_images=number, batch_size=batch)
+        plan = limited(plan, number, rate, self.limits)
+        if len(plan.phases) > 1:
+            # As after an interruption: `run_plan` finds the first phase done, and goes on.
+            shutil.copytree(self._first_phase(config, plan), folder)
+        result = self._train(plan, built, folder)
+        if len(plan.phases) == 1:
+            self._begun[config.head, plan.phases[0]] = folder
+        probabilities, labels = result.predict("test")
+        result.predict.close()
+        right = (probabilities.argmax(1) == labels).numpy()
+        return {
+            "acc": float(right.mean()),
+            "hits": np.packbits(right).tobytes().hex(),
+            "val_acc": [p.best_acc for p in result.phases if p.kept][-1],
+            "phases": [asdict(p) for p in plan.phases],
+            "epochs": [p.epochs for p in result.phases],
+            "kept": [p.kept for p in result.phases],
+        }
+
+    def _first_phase(self, config: FinetuneConfig, plan: Plan) -> Path:
+        key = config.head, plan.phases[0]
+        if key not in self._begun:
+            folder = self.folder / f"first-{len(self._begun)}"
+            self._train(replace(plan, phases=plan.phases[:1]), self.given.built(config), folder)
+            self._begun[key] = folder
+        return self._begun[key]
+
+    def _train(self, plan: Plan, built: BuiltModel, folder: Path) -> training.FitResult:
+        config = self.given.config
+        return training.run_plan(
+            plan,
+            built,
+            self.given.images(built),
+            folder=folder,
+            trainer=config.trainer,
+            cache=config.cache,
+            seed=self.given.cell.seed,
+        )
