@@ -87,10 +87,13 @@ def _similarity(
     }
     hints = q.value < t.quality, gap.value > t.depth_gap, gain.value > t.concat_gain
     strange = foreign(found, t)
-    rules["drift"] = strange and not tiny and (images >= t.drift_images or any(hints))
+    told = images >= t.drift_images or any(hints)
+    rules["drift"] = strange and told and not tiny and q.value < t.good
     fired = tuple(name for name, fires in rules.items() if fires)
     why = _said(found, rules, t)
-    if tiny and not fired and (q.value < t.quality or strange):
+    if strange and not fired and q.value >= t.good:
+        why = (*why, "foreign pixels, but the features are good enough as they are")
+    elif tiny and not fired and (q.value < t.quality or strange):
         why = (*why, "with so few images neither low quality nor foreign pixels decide anything")
     return (DIFFERENT if fired else SIMILAR), fired, why
 
