@@ -34,8 +34,8 @@ def advise(config: AdviseConfig) -> Candidate:
     asked = advice.models(config)
     for model in asked:
         models.check_name(model.name)
-    name = f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}_advise_{Path(config.data.root).resolve().name}"
-    folder = Path(config.output_dir or name).absolute()
+    stamp, data_name = time.strftime("%Y-%m-%d_%H-%M-%S"), Path(config.data.root).resolve().name
+    folder = Path(config.output_dir or f"runs/{stamp}_advise_{data_name}").absolute()
     # A table of (image, label, split), every image looked at once
     with display.bar("checking images") as progress:
         table = data.read_folder(

@@ -30,6 +30,7 @@ from tl.decision.evidence import (
     StageScore,
 )
 
+RISES = Score(0.05, 0.01)
 NAMES = ("stage0", "stage1", "stage2", "stage3", "stage4", "head")
 
 
@@ -39,7 +40,7 @@ def evidence(
     *,
     images=240,
     classes=3,
-    more=Score(0.05, 0.01),
+    more=RISES,
     name="test_resnet",
 ) -> Evidence:
     stages = tuple(
@@ -251,6 +252,8 @@ def test_the_chart_stays_inside_its_frame():
     for point in drawn["points"]:
         assert drawn["left"] <= point["x"] <= drawn["right"]
         assert 0 <= point["high"] <= point["y"] <= point["low"] <= drawn["bottom"]
+    perfect = chart(learning_curve(evidence((0.5, 0.96), 0.02, more=Score(0.001, 0.01))).rows)
+    assert perfect["quality"][-1][1] == "100", "the axis ends where the intervals do"
     texts = [float(text) for _, text in drawn["quality"]]
     assert texts == sorted(texts)
     assert len(texts) <= 7
@@ -288,7 +291,7 @@ def test_models_are_presets_or_timm_names():
 def test_a_method_of_ones_own_is_no_question():
     with pytest.raises(ConfigError, match="finetune=lp_ft says the method already"):
         compose("advise", ["data.root=x", "finetune=lp_ft"])
-    with pytest.raises(ConfigError, match="model.weights names one file"):
+    with pytest.raises(ConfigError, match=r"model\.weights names one file"):
         compose("advise", ["data.root=x", "models=[a,b]", "model.weights=w.safetensors"])
 
 

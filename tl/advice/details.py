@@ -41,7 +41,7 @@ def data_facts(chosen: Candidate) -> Section:
         )
     if amount.effective_rank is not None:
         rows["effective rank"] = (
-            f"{amount.effective_rank:.0f} of the last features: directions that the images differ in"
+            f"{amount.effective_rank:.0f}: in so many directions the last features differ"
         )
     if similarity is not None:
         rows["depth gap"] = (
@@ -79,9 +79,7 @@ def plan_table(decision: Decision, stages: Sequence[str]) -> Section:
     config = decision.finetune
     rows = [_phase(name, phase, config, stages) for name, phase in config.phases.items()]
     flips = [
-        word
-        for word, safe in (("left-right", decision.hflip), ("up-down", decision.vflip))
-        if safe
+        word for word, safe in (("left-right", decision.hflip), ("up-down", decision.vflip)) if safe
     ]
     note = (
         f"Augmentation: {decision.augment}, flips: {' and '.join(flips) or 'none is safe'}. "
@@ -126,11 +124,13 @@ def more_images(evidence: Evidence) -> Section:
     similarity = evidence.similarity
     if similarity is not None:
         good = similarity.quality.value >= 0.5
+        change = points(similarity.concat_gain)
         rows.append(
             {
                 "text": "Unfreezing: what it adds is not measured before training. All stages "
-                "instead of the last features alone make a linear classifier "
-                f"{points(similarity.concat_gain)} points better here; {UNFREEZING[good]} (VTAB-1k, 1,000 images each, ViT-B/16; from the tables of V-PETL Bench)."
+                f"instead of the last features alone make a linear classifier {change} points "
+                f"better here; {UNFREEZING[good]} (VTAB-1k, 1,000 images each, ViT-B/16; from the "
+                "tables of V-PETL Bench)."
             }
         )
     return Section("what would bring more", "list", tuple(rows))

@@ -1,4 +1,4 @@
-"""What more images would bring: a power law through the probe's quality on half and on all images."""
+"""What more images would bring: a power law through the quality on half and on all images."""
 
 from __future__ import annotations
 
@@ -76,9 +76,9 @@ def sentence(evidence: Evidence) -> str:
     high = min(high, most)
     if line.more_data.interval()[0] > 0:
         return (
-            f"{more:,} more images: about {whole * gain.value:+.1f} points of accuracy for a linear "
-            f"classifier ({max(low, 0):.1f} to {high:.1f}), if it goes on as from half of the "
-            f"images to all of them ({_measured(amount, whole)})."
+            f"{more:,} more images: about {whole * gain.value:+.1f} points of accuracy for a "
+            f"linear classifier ({max(low, 0):.1f} to {high:.1f}), if it goes on as from half of "
+            f"the images to all of them ({_measured(amount, whole)})."
         )
     if high < 1.0:
         return (

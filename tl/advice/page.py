@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tl.advice.sections import COLUMNS, Section
+from tl.advice.sections import COLUMNS, METHODS, Section
 
 TEMPLATE = "page.html"
 WIDTH, HEIGHT = 480, 280  # of the curve, in units that are pixels on a phone
-LEFT, RIGHT, TOP, BOTTOM = 40, 464, 12, 236
+LEFT, RIGHT, TOP, BOTTOM = 40, 464, 28, 236
 BLUE, ORANGE = "#0072B2", "#D55E00"  # Okabe and Ito, "Color universal design", 2008
 LEAST_SPAN = 0.1  # of the axis of quality
+ROUNDING = 1e-9
 
 
 def page(title: str, subtitle: str, sections: Sequence[Section], footer: str) -> str:
@@ -21,7 +23,7 @@ def page(title: str, subtitle: str, sections: Sequence[Section], footer: str) ->
     environment = Environment(
         loader=PackageLoader("tl.advice", "."), autoescape=True, undefined=StrictUndefined
     )
-    environment.globals["chart"] = chart
+    environment.globals |= {"chart": chart, "words": METHODS}
     return environment.get_template(TEMPLATE).render(
         title=title, subtitle=subtitle, sections=sections, footer=footer, columns=COLUMNS
     )
@@ -36,8 +38,8 @@ def chart(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     low = max(min(r["low"] for r in rows), 0.0)
     high = min(max(r["high"] for r in rows), 1.0)
     step = next((s for s in (0.02, 0.05, 0.1, 0.2) if (high - low) / s <= 5), 0.5)
-    bottom = int(low / step + 1e-9) * step
-    top = max(-int(-high / step + 1e-9) * step, bottom + max(step, LEAST_SPAN))
+    bottom = math.floor(low / step + ROUNDING) * step
+    top = max(math.ceil(high / step - ROUNDING) * step, bottom + max(step, LEAST_SPAN))
     most = max(r["images"] for r in rows)
 
     def x(images: float) -> float:
@@ -60,11 +62,11 @@ def chart(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     ]
     measured = [p for p in points if p["measured"]]
     expected = [p for p in points if not p["measured"]]
-    ticks = round((top - bottom) / step)
+    marks = [bottom + i * step for i in range(round((top - bottom) / step) + 1)]
     labelled = [r["images"] for r in rows if r["measured"]] + [most] * bool(expected)
     return {
         **{"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "bottom": BOTTOM},
-        "quality": [(y(bottom + i * step), f"{100 * (bottom + i * step):.0f}") for i in range(ticks + 1)],
+        "quality": [(y(q), f"{100 * q:.0f}") for q in marks],
         "images": [(x(n), f"{n:,}") for n in labelled],
         "points": points,
         "measured": _line(measured),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -52,12 +52,14 @@ def brief(evidence: Evidence, decision: Decision) -> tuple[Section, ...]:
         decision: What follows from it.
     """
     chosen = METHODS.get(decision.method, decision.method)
-    parts = [grid(decision), bars(evidence)]
-    parts.append(Section(f"chosen: {decision.method} ({chosen})", "list", _lines(decision.reasons)))
+    odd = dict.fromkeys([*evidence.warnings, *decision.warnings])
     would = (*decision.would_change, f"next best guess: {_named(decision.neighbour)}")
-    parts.append(Section("what would change it", "list", _lines(would)))
-    parts.append(
-        Section("warnings", "list", _lines(dict.fromkeys([*evidence.warnings, *decision.warnings])))
+    parts = (
+        grid(decision),
+        Section("look at this first", "list", _lines(odd)),
+        bars(evidence),
+        Section(f"chosen: {decision.method} ({chosen})", "list", _lines(decision.reasons)),
+        Section("what would change it", "list", _lines(would)),
     )
     return tuple(part for part in parts if part.rows)
 
@@ -140,7 +142,7 @@ def _bar(name: str, score: Score) -> dict[str, Any]:
     return {"name": name, "value": score.value, "low": low, "high": high, "text": percent(score)}
 
 
-def _lines(texts: Sequence[str] | Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+def _lines(texts: Iterable[str]) -> tuple[Mapping[str, Any], ...]:
     return tuple({"text": text} for text in texts if text)
 
 

@@ -40,7 +40,7 @@ def _grid(rows: Rows) -> str:
     for row in rows:
         cells = [f"→ {row[c]} ←" if row["marked"] == c else row[c] for c in COLUMNS]
         table.append([row["amount"], *cells])
-    return _table(["", *(f"{c} to the pretraining" for c in COLUMNS)], table)
+    return _table(["", "similar to the pretraining", "different from it"], table)
 
 
 def _bars(rows: Rows) -> str:

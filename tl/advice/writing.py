@@ -65,7 +65,8 @@ def write(
             with replacing(folder / name) as part:
                 part.write_text(text, encoding="utf-8")
     except OSError as error:
-        msg = f"cannot write {error.filename or folder}: {error.strerror}; choose another output_dir"
+        place = error.filename or folder
+        msg = f"cannot write {place}: {error.strerror}; choose another output_dir"
         raise AdviceError(msg) from error
 
 
