@@ -88,7 +88,7 @@ class WholeEpochs(EpochSampler):
     """Yields (epoch, order of the images) once an epoch."""
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:  # type: ignore[override]
-        return iter([self.order()])
+        yield self.order()  # not earlier: Lightning sets the epoch of a resumed fit after `iter()`
 
     def __len__(self) -> int:
         return 1
