@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from tl.config import PIPELINES, schema_keys
+from tl.config import DECIDED, PIPELINES, schema_keys
 
 REPO = Path(__file__).parents[1]
 INTRODUCTION = """\
@@ -26,6 +26,8 @@ defaults below. Unknown keys and values of the wrong kind or out of their range 
 anything runs, all at once.
 
 `tl train` begins with {presets}.
+`finetune=auto` decides {decided} from the images, where the command line does not say them; the
+defaults below are those of the other methods.
 `tl train --cfg job` shows the whole config that a command line makes.
 """
 
@@ -38,7 +40,8 @@ def page() -> str:
         k for k, v in chosen.items() if (REPO / "conf" / k).is_dir() and v not in {None, "none"}
     )
     presets = ", ".join(f"`{group}={chosen[group]}`" for group in groups)
-    parts = [INTRODUCTION.format(presets=presets)]
+    decided = ", ".join(f"`{key}`" for key in DECIDED)
+    parts = [INTRODUCTION.format(presets=presets, decided=decided)]
     parts += [_table(f"tl {name}", schema) for name, schema in PIPELINES.items()]
     return "\n".join([*parts, *_presets()])
 

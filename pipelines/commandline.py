@@ -12,6 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 from tl.config import (
+    DECIDED,
     PIPELINES,
     ConfigError,
     compose,
@@ -67,7 +68,7 @@ def help_text(name: str, summary: str) -> str:
             continue
         if is_dataclass(typing.get_type_hints(owner)[field.name]):
             continue
-        lines.append(f"  {key:<22} {field.metadata['help']}{_default_text(field)}")
+        lines.append(f"  {key:<22} {field.metadata['help']}{_default_text(key, field)}")
     lines += [
         "",
         f"tl {name} --cfg job shows every setting; docs/configuration.md explains them.",
@@ -76,11 +77,14 @@ def help_text(name: str, summary: str) -> str:
     return "\n".join(lines if name == "train" else lines[:-1])
 
 
-def _default_text(field: Any) -> str:
+def _default_text(key: str, field: Any) -> str:
     value = field.default
     if value in (NO_DEFAULT, None, "???"):
         return ""
-    return f" [{value.name if isinstance(value, Enum) else value}]"
+    text = value.name if isinstance(value, Enum) else value
+    group, _, name = key.rpartition(".")
+    decided = group == "finetune" and name in DECIDED
+    return f" [decided; other methods {text}]" if decided else f" [{text}]"
 
 
 def check_overrides(name: str, args: list[str]) -> None:

@@ -214,5 +214,12 @@ def test_every_key_has_a_help_text():
 
 def test_help_names_presets_and_keys():
     text = help_text("train", "summary")
-    for word in ("lp_ft", "mobilenetv2_100", "data.root", "finetune.head_lr", "[0.001]", "resume"):
+    for word in (
+        "lp_ft",
+        "mobilenetv2_100",
+        "data.root",
+        "finetune.head_lr",
+        "methods 0.001]",
+        "resume",
+    ):
         assert word in text
