@@ -106,7 +106,7 @@ def measure(
     similarity, judged = _similarity(prober, found, clock)
     with clock("more data"):
         more = prober.more_data(FEATURES, judged)
-        rank = effective_rank(prober.ranks[FEATURES])
+        rank = effective_rank(prober.smoothers[FEATURES].eigenvalues)
     with clock("flips"):
         flips = _flips(prober, found, judged, np.flatnonzero(kept))
     with clock("scores"):

@@ -1,21 +1,23 @@
-"""Ridge classifiers in closed form: one eigendecomposition gives all folds and all penalties."""
+"""Ridge classifiers in closed form: one decomposition a penalty gives all folds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve, eigh
+from scipy.linalg import cho_factor, cho_solve, cholesky, eigvalsh, solve_triangular
+from scipy.linalg.lapack import dpotri
+from scipy.sparse import csr_array
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
 # Of kernels whose diagonal is 1 on average: from hardly any to nearly the means of the classes.
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-LEAST = 1e-9
+TINY = 1e-9
+TELLING = 400  # rows whose error tells the penalty, if there are so many
 
 
 def class_weights(labels: Indices) -> Array:
@@ -41,7 +43,7 @@ class Scaling:
         share = (weights / weights.sum()).astype(np.float64)
         mean = share @ features
         spread = np.sqrt(share @ (features - mean) ** 2)
-        varies = spread > 1e-6 * np.maximum(np.abs(mean), LEAST)
+        varies = spread > 1e-6 * np.maximum(np.abs(mean), TINY)
         number = max(int(varies.sum()), 1)
         factor = np.where(varies, 1 / (np.where(varies, spread, 1) * np.sqrt(number)), 0.0)
         return cls(mean, factor)
@@ -56,18 +58,19 @@ class Scaling:
 class Smoother:
     """What a weighted ridge regression with a free intercept makes of any targets.
 
-    The fitted values are a linear map of the targets, which the eigenvectors of the kernel give for
-    all penalties; and what a fit without some rows would say of them follows from the map, without
-    another fit (the formula of PRESS, Allen 1974, for groups of rows).
+    The fitted values are a linear map of the targets, and what a fit without some rows would say of
+    them follows from the map, without another fit (the formula of PRESS, Allen 1974, for groups of
+    rows).
 
     Args:
-        vectors: (N, r), orthonormal.
-        values: (r,), positive.
+        gram: Inner products of the scaled rows (N, N), or of the features (D, D) where those are
+            few; of rows that are centred and multiplied by the roots of their weights.
+        rows: The rows (N, D) in the second case, else None.
         root: Roots of the weights of the rows.
     """
 
-    vectors: Array
-    values: Array
+    gram: Array
+    rows: Array | None
     root: Array
 
     @classmethod
@@ -75,24 +78,30 @@ class Smoother:
         """From rows that are centred by these weights, (N, D)."""
         root = np.sqrt(weights)
         rows = scaled * root[:, None]
-        wide = rows.shape[1] > rows.shape[0]
-        values, vectors = eigh(rows @ rows.T if wide else rows.T @ rows)
-        kept = values > max(values[-1], LEAST) * 1e-10
-        values, vectors = values[kept], vectors[:, kept]
-        return cls(vectors if wide else rows @ vectors / np.sqrt(values), values, root)
-
-    @cached_property
-    def intercept(self) -> Array:
-        """The eigenvector of the intercept, which is not penalised."""
-        unit: Array = self.root / np.linalg.norm(self.root)
-        return unit
+        if 2 * rows.shape[1] > rows.shape[0]:
+            return cls(rows @ rows.T, None, root)
+        return cls(rows.T @ rows, rows, root)
 
     def hat(self, penalty: float) -> Array:
         """The map from targets to fitted values, both times the roots of the weights: (N, N)."""
-        kept = np.sqrt(self.values / (self.values + penalty))
-        half = self.vectors * kept
-        found: Array = half @ half.T
-        return found + np.outer(self.intercept, self.intercept)
+        lower = cholesky(self.gram + penalty * np.eye(len(self.gram)), lower=True)
+        if self.rows is None:
+            upper, _ = dpotri(lower.T, lower=False, overwrite_c=True)
+            upper = np.triu(upper) * -penalty
+            found: Array = upper + upper.T
+            found[np.diag_indices_from(found)] = 1 + np.diag(upper)
+        else:
+            half = solve_triangular(lower, self.rows.T, lower=True)
+            found = half.T @ half
+        unit = self.root / np.linalg.norm(self.root)  # the intercept, which is not penalised
+        found += np.outer(unit, unit)
+        return found
+
+    @property
+    def eigenvalues(self) -> Array:
+        """Squares of the singular values of the scaled rows."""
+        found: Array = np.clip(eigvalsh(self.gram), 0, None)
+        return found
 
 
 def held_out(
@@ -117,24 +126,25 @@ def held_out(
     weighted = targets * smoother.root[:, None]
     for penalty in PENALTIES:
         hat = smoother.hat(penalty)
-        residuals = weighted - hat @ weighted
+        # The targets are nearly all zeros.
+        residuals = weighted - (csr_array(weighted.T) @ hat).T
         for number, fold in enumerate(folds):
-            error, press = _without(hat, residuals, fold)
+            rest = np.concatenate([*folds[number + 1 :], *folds[:number]])[:TELLING]
+            error, press = _without(hat, residuals, fold, rest)
             if press < best[number]:
                 best[number], chosen[number] = press, penalty
                 outputs[fold] = targets[fold] - error / smoother.root[fold, None]
     return outputs, tuple(chosen)
 
 
-def _without(hat: Array, residuals: Array, fold: Indices) -> tuple[Array, float]:
-    """Residuals of a fold that is left out, and the leave-one-out error of the rest."""
-    rest = np.setdiff1d(np.arange(len(hat)), fold)
+def _without(hat: Array, residuals: Array, fold: Indices, rest: Indices) -> tuple[Array, float]:
+    """Residuals of a fold that is left out, and the leave-one-out error of some of the rest."""
     across = hat[np.ix_(fold, rest)]
-    factor = cho_factor(np.eye(len(fold)) * (1 + LEAST) - hat[np.ix_(fold, fold)])
+    factor = cho_factor(np.eye(len(fold)) * (1 + TINY) - hat[np.ix_(fold, fold)])
     error = cho_solve(factor, residuals[fold])
     others = residuals[rest] + across.T @ error
     leverage = hat[rest, rest] + np.einsum("ij,ij->j", across, cho_solve(factor, across))
-    press = float(np.sum((others / np.maximum(1 - leverage, LEAST)[:, None]) ** 2))
+    press = float(np.sum((others / np.maximum(1 - leverage, TINY)[:, None]) ** 2))
     return error, press
 
 

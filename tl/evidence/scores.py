@@ -12,6 +12,7 @@ from tl.evidence.ridge import Array, Indices
 
 ROUNDS = 100
 CONVERGED = 1e-4
+TINY = 1e-12
 
 
 def effective_rank(values: Array) -> float:
@@ -67,30 +68,24 @@ def logme(vectors: Array, values: Array, targets: Array) -> float:
         targets: (N, outputs).
     """
     rows = len(vectors)
-    projected = (vectors.T @ targets) ** 2  # (r, outputs)
-    outside = np.maximum((targets**2).sum(axis=0) - projected.sum(axis=0), 0.0)
-    total = 0.0
-    for z, rest in zip(projected.T, outside, strict=True):
-        a, b, before = 1.0, 1.0, np.inf
-        for _ in range(ROUNDS):
-            weights = (b**2 * values * z / (a + b * values) ** 2).sum()
-            residual = rest + (z * (a / (a + b * values)) ** 2).sum()
-            gamma = (b * values / (a + b * values)).sum()
-            a, b = gamma / max(weights, 1e-12), (rows - gamma) / max(residual, 1e-12)
-            if abs(a / b - before) <= CONVERGED * (a / b):
-                break
-            before = a / b
-        total += _evidence(a, b, rows, values, z, rest)
-    return total / targets.shape[1] / rows
-
-
-def _evidence(a: float, b: float, rows: int, values: Array, z: Array, rest: float) -> float:
-    """Log evidence of one target with prior precision a and noise precision b."""
-    precision = a + b * values
-    residual = rest + (z * (a / precision) ** 2).sum()
-    weights = (b**2 * values * z / precision**2).sum()
-    fit = rows * np.log(b) - b * residual - a * weights
-    return float(0.5 * (fit + (np.log(a) - np.log(precision)).sum() - rows * np.log(2 * np.pi)))
+    z = (vectors.T @ targets) ** 2  # (r, outputs)
+    outside = np.maximum((targets**2).sum(axis=0) - z.sum(axis=0), 0.0)
+    s = values[:, None]
+    a, b = np.ones(targets.shape[1]), np.ones(targets.shape[1])
+    for _ in range(ROUNDS):
+        before, precision = a / b, a + b * s
+        weights = (b**2 * s * z / precision**2).sum(axis=0)
+        residual = outside + (z * (a / precision) ** 2).sum(axis=0)
+        gamma = (b * s / precision).sum(axis=0)
+        a, b = gamma / np.maximum(weights, TINY), (rows - gamma) / np.maximum(residual, TINY)
+        if np.all(np.abs(a / b - before) <= CONVERGED * before):
+            break
+    precision = a + b * s
+    weights = (b**2 * s * z / precision**2).sum(axis=0)
+    residual = outside + (z * (a / precision) ** 2).sum(axis=0)
+    fit = rows * np.log(b / (2 * np.pi)) - b * residual - a * weights
+    evidence = 0.5 * (fit + (np.log(a) - np.log(precision)).sum(axis=0))
+    return float(evidence.mean() / rows)
 
 
 def h_score(centred: Array, vectors: Array, values: Array, targets: Array) -> float:

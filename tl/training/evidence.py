@@ -310,7 +310,7 @@ class _Pass:
         finally:
             for handle in hooks:
                 handle.remove()
-        pairs = [_layer_drift(norms[n].cpu(), torch.cat(m, dim=1)) for n, m in seen.items() if m]
+        pairs = [_drift_of(norms[n].cpu(), torch.cat(m, dim=1)) for n, m in seen.items() if m]
         if not pairs:
             return None
         drift, floor = np.mean(pairs, axis=0)
@@ -378,7 +378,7 @@ def _moments_into(seen: list[Tensor]) -> Callable[..., None]:
     return hook
 
 
-def _layer_drift(norm: _BatchNorm, moments: Tensor) -> tuple[float, float]:
+def _drift_of(norm: _BatchNorm, moments: Tensor) -> tuple[float, float]:
     """Squared distance of means and deviations in units of the pretraining's, mean over channels.
 
     Args:
