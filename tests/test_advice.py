@@ -323,15 +323,15 @@ def random_weights(folder, *names):
     return folder
 
 
-def test_advise_writes_its_files_and_the_plan_trains(tl, image_folder, tmp_path):
-    root = image_folder(splits={"train": 12, "val": 4})
+def test_advise_ranks_backbones_and_goes_on_without_one_that_cannot_be_loaded(
+    tl, image_folder, tmp_path
+):
     weights = random_weights(tmp_path / "weights", "test_resnet", "test_efficientnet")
     done = tl(
         "advise",
-        f"data.root={root}",
+        f"data.root={image_folder(splits={'train': 8, 'val': 2})}",
         "model=test_resnet,test_efficientnet,test_vit",
         f"model.weights={weights}",
-        "finetune.epochs=2",
         f"output_dir={tmp_path / 'advice'}",
     )
     assert done.code == 0, done.out + done.err
@@ -341,8 +341,23 @@ def test_advise_writes_its_files_and_the_plan_trains(tl, image_folder, tmp_path)
         assert text in done.out
     assert "- test_vit: model.weights: " in done.out, "one that cannot be loaded stops nothing"
     found = Evidence.from_dict(json.loads((tmp_path / "advice/evidence.json").read_text()))
-    assert (found.amount.images, found.amount.classes) == (36, 3)
+    assert (found.amount.images, found.amount.classes) == (24, 3)
     assert found.similarity is not None
+    assert found.backbone.name.split(".")[0] in ("test_resnet", "test_efficientnet")
+    assert f"with {found.backbone.name}" in done.out
+
+
+def test_the_plan_of_an_advice_trains_as_it_says(tl, image_folder, tmp_path):
+    root = image_folder()
+    done = tl(
+        "advise",
+        f"data.root={root}",
+        *("model=test_resnet", "model.weights=none", "model.image_size=32"),
+        *("finetune.epochs=2", f"output_dir={tmp_path / 'advice'}"),
+    )
+    assert done.code == 0, done.out + done.err
+    said = (tmp_path / "advice/advice.md").read_text()
+    assert "random" in said, "there is no pretraining to be similar to"
     plan = yaml.safe_load((tmp_path / "advice/plan.yaml").read_text())
     done = tl(
         "train",
@@ -355,18 +370,7 @@ def test_advise_writes_its_files_and_the_plan_trains(tl, image_folder, tmp_path)
         assert {k: stored[group][k] for k in plan[group]} == plan[group]
     assert stored["finetune"]["method"] == plan["finetune"]["method"]
     assert stored["finetune"]["epochs"] == 2
-
-
-def test_random_weights_are_said_to_be_no_pretraining(tl, image_folder, tmp_path):
-    done = tl(
-        "advise",
-        f"data.root={image_folder()}",
-        "model=test_resnet",
-        "model.weights=none",
-        f"output_dir={tmp_path / 'advice'}",
-    )
-    assert done.code == 0, done.out + done.err
-    assert "random" in (tmp_path / "advice/advice.md").read_text()
+    assert list(stored["finetune"]["phases"]) == list(plan["finetune"]["phases"])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
 
-from tl.config import AdviseConfig, ModelConfig, compose
+import yaml
+
+from tl.config import AdviseConfig, ModelConfig
 
 KEYS = ("model", "model.name", "models")
 
@@ -37,8 +39,9 @@ def models(config: AdviseConfig) -> list[ModelConfig]:
     presets = files("tl.conf").joinpath("model")
     found = []
     for name in dict.fromkeys(config.models):
-        timm_name = name
-        if presets.joinpath(f"{name}.yaml").is_file():
-            timm_name = compose("train", [f"model={name}"], {"data.root": "."}).model.name
-        found.append(replace(config.model, name=timm_name))
+        preset = presets.joinpath(f"{name}.yaml")
+        own = {"name": name}
+        if preset.is_file():
+            own = yaml.safe_load(preset.read_text(encoding="utf-8"))
+        found.append(replace(config.model, **own))
     return found
