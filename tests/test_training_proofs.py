@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from tl.config import compose
 from tl.finetuning import build_plan, freeze
-from tl.graph import split
+from tl.graph import SplitError, split
 from tl.models import build_model
 from tl.training.probing import Stored, harmless
 from tl.training.proofs import Proofs
@@ -27,33 +29,67 @@ def cut():
     return built, phase, split(built.model, built.stages, torch.zeros(2, 3, 32, 32))
 
 
-def test_it_is_proven_once(cut, tmp_path):
+def test_it_is_cut_and_proven_once(cut, tmp_path):
     built, phase, parts = cut
-    calls = []
+    cuts, proofs = [], []
 
-    def prove():
-        calls.append(1)
+    def make():
+        cuts.append(1)
+        return split(built.model, built.stages, torch.zeros(2, 3, 32, 32))
+
+    def prove(found):
+        proofs.append(found.sha256)
         return Stored(("float32",), "float32")
+
+    def known():
+        return Proofs(file).cut(built, phase, make, prove)
 
     file = tmp_path / "cache/proofs.json"
     assert not Proofs(file).know(built, phase)
-    found = [Proofs(file).of(parts, built, phase, prove) for _ in range(3)]
-    assert calls == [1]
-    assert found == [Stored(("float32",), "float32")] * 3
+    (first, stored), (second, again) = known(), known()
+    assert stored == again == Stored(("float32",), "float32")
+    assert (len(cuts), proofs) == (1, [parts.sha256])
     assert Proofs(file).know(built, phase)
-    Proofs(file).of(parts, built, replace(phase, freeze_batch_norm=True), prove)
-    Proofs(file).of(replace(parts, sha256="other weights"), built, phase, prove)
-    assert len(calls) == 2 + (not phase.freeze_batch_norm)
+    for name in ("nodes", "shapes", "pooled", "pooled_sizes", "sha256", "linear", "inputs"):
+        assert getattr(second, name) == getattr(first, name)
+    images = torch.rand(2, 3, 32, 32)
+    values = first.prefix(images)
+    torch.testing.assert_close(second.suffix(first.values(values)), built.model(images))
+    assert len(cuts) == 1
+    torch.testing.assert_close(second.prefix(images), values)
+    assert len(cuts) == 2
+    Proofs(file).cut(built, replace(phase, freeze_batch_norm=True), make, prove)
+    assert len(cuts) == 3 - phase.freeze_batch_norm
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '{"x": 3}'])
+def test_other_frozen_weights_are_cut_and_proven_anew(cut, tmp_path):
+    built, phase, _ = cut
+    make = partial(split, built.model, built.stages, torch.zeros(2, 3, 32, 32))
+    stored = Stored(("float32",), "float32")
+    first, _ = Proofs(tmp_path / "proofs.json").cut(built, phase, make, lambda _: stored)
+    with torch.no_grad():
+        built.model.get_classifier().weight.add_(1)  # trains: it changes nothing
+    same, _ = Proofs(tmp_path / "proofs.json").cut(built, phase, make, lambda _: stored)
+    with torch.no_grad():
+        next(built.model.parameters()).mul_(2)
+    other, _ = Proofs(tmp_path / "proofs.json").cut(built, phase, make, lambda _: stored)
+    assert same.sha256 == first.sha256 != other.sha256
+    with pytest.raises(SplitError, match="not the one that was remembered"):
+        _ = same.prefix
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"x": 3}', "damaged entry"])
 def test_a_damaged_file_is_written_anew(cut, tmp_path, text):
     built, phase, parts = cut
     file = tmp_path / "proofs.json"
-    file.write_text(text)
     stored = Stored(("float16",), "float16")
+    if text == "damaged entry":
+        Proofs(file).cut(built, phase, lambda: parts, lambda _: stored)
+        known = json.loads(file.read_text())
+        text = json.dumps({key: {"stored": {}, "cut": 3} for key in known})
+    file.write_text(text)
     assert not Proofs(file).know(built, phase)
-    assert Proofs(file).of(parts, built, phase, lambda: stored) == stored
+    assert Proofs(file).cut(built, phase, lambda: parts, lambda _: stored) == (parts, stored)
     assert Proofs(file).know(built, phase)
 
 

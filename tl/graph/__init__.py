@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor, fx, nn
 from tl.graph.cutting import LARGE, SMALL, Program, Value, extract, needed, suffix_program, write
 from tl.graph.errors import SplitError, first_line
 from tl.graph.proof import Proof, prove
-from tl.graph.tracing import Kind, Trace, frontier, keys, mark, trace
+from tl.graph.tracing import Kind, Trace, frontier, mark, trace
 from tl.models import Stage, tensors_sha256
 
 __all__ = ["Proof", "Split", "SplitError", "prove", "split"]
@@ -33,9 +34,6 @@ class Split:
     """A model that is cut at its frozen frontier.
 
     Args:
-        prefix: Images (N, 3, H, W) -> tuple of tensors: the frontier values, each (N, *shape),
-            then the pooled features of stages, each (N, channels). In eval mode. Shares the memory
-            of the model's weights, but not its modules.
         nodes: Names of the frontier's nodes.
         shapes: Shape of each value, without the batch.
         pooled: Names of the stages wholly below the frontier.
@@ -44,15 +42,24 @@ class Split:
         linear: The live head where the suffix is nothing but this layer on one row of features.
     """
 
-    prefix: nn.Module
     nodes: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     pooled: tuple[str, ...]
     pooled_sizes: tuple[int, ...]
     sha256: str
     linear: nn.Linear | None
+    _prefix: Callable[[], nn.Module] = field(repr=False)
     _model: nn.Module = field(repr=False)
     _programs: tuple[Program, ...] = field(repr=False)  # eval, train
+
+    @cached_property
+    def prefix(self) -> nn.Module:
+        """Images (N, 3, H, W) -> tuple of tensors, in eval mode.
+
+        These are the frontier values, each (N, *shape), then the pooled features of stages, each
+        (N, channels). It shares the memory of the model's weights, but not its modules.
+        """
+        return self._prefix()
 
     def suffix(self, values: Sequence[Tensor]) -> Tensor:
         """Logits (N, classes) from frontier values; follows `model.training`."""
@@ -103,19 +110,10 @@ def split(model: nn.Module, stages: Sequence[Stage], images: Tensor) -> Split:
         (((96,),), True)
     """
     train, test = trace(model, train=True), trace(model, train=False)
-    train_keys, test_keys = keys(train), keys(test)
     trainable = {n for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
     hot = mark(train, trainable, drawing=True)
-    ends = _without_derived(train, frontier(train, hot))
-    _check_worth(train, ends, trainable)
-    by_key = {test_keys[node]: node for node in reversed(test.graph.nodes)}
-    lost = [node.name for node in ends if train_keys[node] not in by_key]
-    if lost:
-        raise SplitError(f"{lost[0]} at the frontier differs between train and eval mode")
-    # Two nodes that compute the same have one key, and one value.
-    cut = list(dict.fromkeys(by_key[train_keys[node]] for node in ends))
-
     hot_test = mark(test, trainable, drawing=False)
+    cut = _common_ends(train, test, hot, trainable)
     tops = _stage_tops(test, stages, hot_test)
     numbers = [n for n, k in test.kinds.items() if k is Kind.SIZES and n not in hot_test]
     small, large = _measure(test, [*cut, *tops.values(), *numbers], hot_test, images)
@@ -124,40 +122,102 @@ def split(model: nn.Module, stages: Sequence[Stage], images: Tensor) -> Split:
     ]
     cut, numbers = [node for node in cut if node not in nothing], numbers + nothing
     values = {node: Value.of(node.name, small[node], large[node]) for node in cut}
-    sizes = {test_keys[node]: (small[node], large[node]) for node in numbers}
+    sizes = {test.keys[node]: (small[node], large[node]) for node in numbers}
     layouts = {name: _layout(model, small[node], large[node]) for name, node in tops.items()}
     pooled = {name: found for name, found in layouts.items() if found is not None}
-
-    graph, copies = extract(test, [*cut, *(tops[name] for name in pooled)], hot_test)
-    rows = [value.store(graph, copies[node]) for node, value in values.items()]
-    means = []
-    for name, (dims, _) in pooled.items():
-        node = copies[tops[name]]
-        means.append(graph.call_method("mean", (node, dims)) if dims else node)
-    graph.output((*rows, *means))
-    prefix = fx.GraphModule(test.shadow, graph, "Prefix").eval()
+    prefix = _prefix(
+        test, values, [(tops[name], dims) for name, (dims, _) in pooled.items()], hot_test
+    )
 
     inside = needed(test, cut, without=hot_test)
-    order = {test_keys[node]: i for i, node in enumerate(cut)}
-    programs = []
-    for traced, found, cold in (
-        (test, test_keys, inside.union(numbers)),
-        (train, train_keys, {n for n in train.graph.nodes if n not in hot}),
-    ):
-        places = {n: order[k] for n, k in found.items() if k in order and n not in hot}
-        known = {n: sizes[k] for n, k in found.items() if n in cold and k in sizes}
-        programs.append(suffix_program(traced, [*values.values()], places, known))
+    programs = _suffixes(train, test, hot, values, sizes, inside.union(numbers))
     return Split(
-        prefix=prefix,
+        _prefix=lambda: prefix,
         nodes=tuple(value.name for value in values.values()),
         shapes=tuple(value.shape for value in values.values()),
         pooled=tuple(pooled),
         pooled_sizes=tuple(channels for _, channels in pooled.values()),
-        sha256=_sha256(test, inside, [test_keys[node] for node in cut]),
+        sha256=_sha256(test, inside, [test.keys[node] for node in cut]),
         linear=_linear(model, [*values.values()], programs),
         _model=model,
-        _programs=(programs[0], programs[1]),
+        _programs=programs,
     )
+
+
+def _suffixes(
+    train: Trace,
+    test: Trace,
+    hot: set[fx.Node],
+    values: Mapping[fx.Node, Value],
+    sizes: Mapping[str, tuple[Any, Any]],
+    inside: set[fx.Node],
+) -> tuple[Program, Program]:
+    """Code from the frontier values to the logits, in eval mode and in the modes of the phase.
+
+    Args:
+        train: The model in the modes of the phase.
+        test: In eval mode.
+        hot: Nodes of `train` that training reaches.
+        values: Nodes of the frontier in `test`.
+        sizes: What cold nodes that depend on sizes only gave, by their keys.
+        inside: Nodes of `test` below the frontier, and those of `sizes`.
+    """
+    order = {test.keys[node]: i for i, node in enumerate(values)}
+
+    def program(trace: Trace, cold: set[fx.Node]) -> Program:
+        places = {n: order[k] for n, k in trace.keys.items() if k in order and n not in hot}
+        known = {n: sizes[k] for n, k in trace.keys.items() if n in cold and k in sizes}
+        return suffix_program(trace, [*values.values()], places, known)
+
+    return program(test, inside), program(train, {n for n in train.graph.nodes if n not in hot})
+
+
+def _common_ends(
+    train: Trace, test: Trace, hot: set[fx.Node], trainable: set[str]
+) -> list[fx.Node]:
+    """Nodes of the frontier in eval mode, found by what they compute.
+
+    Args:
+        train: The model in the modes of the phase.
+        test: In eval mode.
+        hot: Nodes of `train` that training reaches.
+        trainable: Names of what trains.
+
+    Raises:
+        SplitError: The two modes do not share the frontier, or it is not worth a cut.
+    """
+    ends = _without_derived(train, frontier(train, hot))
+    _check_worth(train, ends, trainable)
+    by_key = {test.keys[node]: node for node in reversed(test.graph.nodes)}
+    lost = [node.name for node in ends if train.keys[node] not in by_key]
+    if lost:
+        raise SplitError(f"{lost[0]} at the frontier differs between train and eval mode")
+    # Two nodes that compute the same have one key, and one value.
+    return list(dict.fromkeys(by_key[train.keys[node]] for node in ends))
+
+
+def _prefix(
+    test: Trace,
+    values: Mapping[fx.Node, Value],
+    tops: Sequence[tuple[fx.Node, tuple[int, ...]]],
+    hot: set[fx.Node],
+) -> fx.GraphModule:
+    """What computes the values and the pooled stages.
+
+    Args:
+        test: The model in eval mode.
+        values: Nodes of the frontier, and how they are stored.
+        tops: Last node of each stage, and the dimensions to take its mean over.
+        hot: What training reaches.
+    """
+    graph, copies = extract(test, [*values, *(node for node, _ in tops)], hot)
+    rows = [value.store(graph, copies[node]) for node, value in values.items()]
+    means = [
+        graph.call_method("mean", (copies[node], dims)) if dims else copies[node]
+        for node, dims in tops
+    ]
+    graph.output((*rows, *means))
+    return fx.GraphModule(test.shadow, graph, "Prefix").eval()
 
 
 def _check_worth(trace: Trace, ends: Sequence[fx.Node], trainable: set[str]) -> None:

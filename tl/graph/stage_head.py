@@ -69,7 +69,7 @@ def cut_model(built: BuiltModel, images: Tensor) -> Split:
     if any(p.requires_grad for p in model.backbone.parameters()):
         raise SplitError("a head on all stages trains alone")
     return StageSplit(
-        prefix=model.backbone,
+        _prefix=lambda: model.backbone,
         linear=model.head,
         _model=model,
         _programs=(),

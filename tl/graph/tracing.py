@@ -64,6 +64,11 @@ class Trace:
         return value
 
     @cached_property
+    def keys(self) -> dict[fx.Node, str]:
+        """A hash for each node of how it is computed from the images."""
+        return keys(self)
+
+    @cached_property
     def reads(self) -> dict[fx.Node, list[str]]:
         """Names of the parameters that each node itself reads."""
         return {node: _parameters_of(node, self.model) for node in self.graph.nodes}

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -132,8 +133,7 @@ class Activations:
             CacheError: They cannot be kept.
         """
         probe = Probe(self.built.model, self.data, device)
-        cut = cut_model(self.built, probe.noise)
-        stored = self.proofs.of(cut, self.built, phase, lambda: self._prove(cut, probe))
+        cut, stored = self._cut(phase, probe)
         store = self._store(cut, stored.dtypes, views=1)
         wanted = np.ones((len(rows), 1), bool)
         images = _Images(rows["sha256"].to_numpy(), rows["path"].to_numpy(), wanted)
@@ -163,11 +163,12 @@ class Activations:
         if not known and not worth_finding(probe.least_seconds * phase.epochs):
             text = human_seconds(probe.least_seconds * phase.epochs)
             return Prepared.off(f"{phase.epochs} epochs of the whole model take only {text}")
-        cut = cut_model(self.built, probe.noise)
-        stored = self.proofs.of(cut, self.built, phase, lambda: self._prove(cut, probe))
+        cut, stored = self._cut(phase, probe)
         views = 1 + self._augmented_views(cut)
         store = self._store(cut, stored.dtypes, views)
         images = self._images(("train", "val"), views)
+        if store.missing(self._images(("train", "val", "test"), views)).any():
+            _ = cut.prefix  # later on the model may be in other modes
         if missing := int(store.missing(images).sum()):
             costs = probe.costs(
                 phase,
@@ -200,6 +201,10 @@ class Activations:
         if self.config.views is not None:
             return self.config.views
         return HEAD_VIEWS if cut.linear is not None else VIEWS
+
+    def _cut(self, phase: Phase, probe: Probe) -> tuple[Split, Stored]:
+        make = partial(cut_model, self.built, probe.noise)
+        return self.proofs.cut(self.built, phase, make, lambda cut: self._prove(cut, probe))
 
     def _prove(self, cut: Split, probe: Probe) -> Stored:
         proof = prove(cut, self.built.model, probe.images())
