@@ -142,6 +142,8 @@ def test_attention_networks_have_adapters_as_their_neighbour():
         ({"quality": 0.49}, "similar", "quality 0.49"),  # within the error of 0.5
         ({"gap": 0.03}, "different", "an earlier stage is better by 0.03"),
         ({"gap": 0.03, "error": 0.04}, "similar", "quality 0.80"),
+        ({"gap": 0.03, "classes": 5}, "similar", "quality 0.80"),  # 50 images: two errors
+        ({"gap": 0.05, "classes": 5}, "different", "an earlier stage is better by 0.05"),
         ({"gain": 0.06}, "different", "all stages together are better by 0.06"),
         ({"gain": 0.06, "error": 0.07}, "similar", "quality 0.80"),
         ({"drift": 0.9}, "different", "channel statistics are 0.90 away"),
@@ -182,6 +184,7 @@ def test_few_images_in_all_are_tiny_however_few_the_classes():
     found = decide(evidence(10, classes=2))
     assert (found.amount, found.method) == ("tiny", "linear_probe")
     assert "fewer than 30 images in all are tiny, however few the classes" in found.reasons
+    assert found.rule.startswith("tiny data (20 images in all), images like the pretraining's")
     assert found.would_change[0].startswith("with at least 30 images in all (now 20): train the")
 
 

@@ -79,18 +79,19 @@ def _similarity(
     There, too, statistics of the pixels alone change nothing: no stage tells the classes better.
     """
     tiny = tier == TIERS[0]
+    errors = t.errors if images >= t.few_images else t.errors_few
     q, gap, gain = found.quality, found.depth_gap, found.concat_gain
     rules = {
-        "quality": not tiny and q.value + t.errors * q.error < t.quality,
-        "depth_gap": beyond(gap, t.depth_gap, t),
-        "concat_gain": beyond(gain, t.concat_gain, t),
+        "quality": not tiny and q.value + errors * q.error < t.quality,
+        "depth_gap": beyond(gap, t.depth_gap, errors),
+        "concat_gain": beyond(gain, t.concat_gain, errors),
     }
     hints = q.value < t.quality, gap.value > t.depth_gap, gain.value > t.concat_gain
     strange = foreign(found, t)
-    told = images >= t.drift_images or any(hints)
+    told = images >= t.few_images or any(hints)
     rules["drift"] = strange and told and not tiny and q.value < t.good
     fired = tuple(name for name, fires in rules.items() if fires)
-    why = _said(found, rules, t)
+    why = _said(found, rules, errors, t)
     if strange and not fired and q.value >= t.good:
         why = (*why, "foreign pixels, but the features are good enough as they are")
     elif tiny and not fired and (q.value < t.quality or strange):
@@ -98,23 +99,26 @@ def _similarity(
     return (DIFFERENT if fired else SIMILAR), fired, why
 
 
-def beyond(score: Score, threshold: float, thresholds: Thresholds) -> bool:
-    """Whether a difference is above its threshold and above its own error."""
-    return score.value > max(threshold, thresholds.errors * score.error)
+def beyond(score: Score, threshold: float, errors: float) -> bool:
+    """Whether a difference is above its threshold and above so many of its own errors."""
+    return score.value > max(threshold, errors * score.error)
 
 
-def _said(found: Similarity, rules: dict[str, bool], t: Thresholds) -> tuple[str, ...]:
+def _said(
+    found: Similarity, rules: dict[str, bool], errors: float, t: Thresholds
+) -> tuple[str, ...]:
     q, gap, gain = found.quality, found.depth_gap, found.concat_gain
+    times = "its error" if errors == 1 else f"{errors:g} times its error"
     said = [
         f"the last features tell the classes apart with quality {plain(q)} "
         f"({'below' if rules['quality'] else 'different would be below'} {t.quality:.2f}; "
         "0 is guessing, 1 perfect)",
         f"best earlier stage less the last features: {signed(gap)} "
         f"({'above' if rules['depth_gap'] else 'different would be above'} {t.depth_gap:+.2f} "
-        "and its error)",
+        f"and {times})",
         f"all stages together less the last features: {signed(gain)} "
         f"({'above' if rules['concat_gain'] else 'different would be above'} "
-        f"{t.concat_gain:+.2f} and its error)",
+        f"{t.concat_gain:+.2f} and {times})",
     ]
     if found.drift is not None:
         by_chance = f" ({found.drift_floor:.3f} by chance)" if found.drift_floor is not None else ""

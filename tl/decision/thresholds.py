@@ -22,6 +22,7 @@ class Thresholds:
         medium: Below so many, medium.
         least_images: Fewer training images than that in all are tiny, however few the classes.
         errors: Standard errors by which a figure must pass its threshold.
+        errors_few: The same below `few_images`, where chance alone would pass one of them often.
         quality: Below this quality of the probe on the last features the images are different: on
             VTAB-1k all 9 tasks below 0.5 gain 8.5 points or more by full fine-tuning.
         depth_gap: An earlier stage better than the last features by this much says different.
@@ -30,8 +31,8 @@ class Thresholds:
             chance does, are foreign. Measured with three small networks of ImageNet: photographs
             0.03 to 0.07, the same in grey or as negatives 0.08 to 0.12; edges, black and white,
             32 pixels enlarged, surfaces, hands before a plain wall 0.22 to 0.43; scanned digits
-            0.5, noise 1.0. The bound is near the middle, by ratio.
-        drift_images: With fewer training images drift is only a hint.
+            0.5, noise 1.0; photographs at 128 instead of 224 pixels 0.14.
+        few_images: With fewer training images drift is only a hint.
         saturated: The probe gained less than this by twice the data: more images no longer help a
             linear classifier, more trainable stages might.
         good: From this quality on little is left to gain, though pixels be foreign or the probe
@@ -53,11 +54,12 @@ class Thresholds:
     medium: float = 100
     least_images: int = 30
     errors: float = 1.0
+    errors_few: float = 2.0
     quality: float = 0.5
     depth_gap: float = 0.02
     concat_gain: float = 0.05
-    drift: float = 0.15
-    drift_images: int = 64
+    drift: float = 0.2
+    few_images: int = 64
     saturated: float = 0.005
     good: float = 0.95
     chance: float = 0.05

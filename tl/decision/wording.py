@@ -53,7 +53,11 @@ def rule(case: Case) -> str:
             f"No signal: {case.evidence.similarity.chance:.0%} of random labels fit as well as the "
             f"true ones; check the labels. Until then the cheapest method: {act}."
         )
-    much = f"{case.used.amount} data ({count(amount.per_class)} images a class)"
+    few = amount.images < case.thresholds.least_images and "amount" not in case.fixed
+    number = (
+        f"{amount.images} images in all" if few else f"{count(amount.per_class)} images a class"
+    )
+    much = f"{case.used.amount} data ({number})"
     kind = {
         SIMILAR: "images like the pretraining's",
         DIFFERENT: "images unlike the pretraining's",
