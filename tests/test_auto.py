@@ -221,8 +221,8 @@ def test_confirm_trains_choice_and_neighbour_and_keeps_one(auto):
     confirmed = made["confirmed"]
     assert confirmed["images"] == 24
     assert {confirmed["choice"], confirmed["neighbour"]} == {
-        f"auto: {made['method']}",
-        f"auto: {made['neighbour']}",
+        made["method"],
+        made["neighbour"],
     }
     kept = made["method"] if confirmed["kept"] == "choice" else made["neighbour"]
     plan = json.loads(Path("run/plan.json").read_text())
@@ -265,7 +265,7 @@ def test_a_resumed_run_goes_on_as_it_decided(image_folder, weights, tmp_path):
     told = json.loads((broken / "decision.json").read_text())
     (broken / "decision.json").write_text(json.dumps({**told, "rule": "As a test wrote it."}))
     output = finish(start(f"resume={broken}"))
-    assert "As a test wrote it." in output
+    assert "As a test wrote it." in " ".join(output.split())
     assert "phase head is done already" in output
     left, right = (json.loads((run / "metrics.json").read_text()) for run in (whole, broken))
     assert timeless(left) == timeless(right)

@@ -241,7 +241,7 @@ def confirm(
         advice: None with an explicit method; where it is confirmed already, nothing is tried.
     """
     from tl.finetuning import build_plan
-    from tl.training.confirming import clear_away, compare, try_plan, uncompared
+    from tl.training.confirming import announce, clear_away, compare, try_plan, uncompared
 
     if advice is None or not config.finetune.confirm or advice.confirmed is not None:
         return config, built, plan, advice
@@ -262,6 +262,7 @@ def confirm(
                 name, its_plan, own, images, folder=folders[name], **fit_settings(config)
             )
         confirmed = compare(tried["choice"], tried["neighbour"])
+    announce(confirmed)
     advice = replace(advice, confirmed=confirmed)
     built, plan = jobs[confirmed.kept]
     write_model(folder, table, built, plan)

@@ -116,7 +116,8 @@ def try_plan(
         return _read(folder / RESULT)
     short = replace(plan, phases=tuple(replace(p, epochs=_part(p.epochs)) for p in plan.phases))
     epochs = sum(p.epochs for p in short.phases)
-    display.say(f"trying the {name}, {plan.method}: at most {epochs} epochs\n")
+    method = plan.method.rpartition(": ")[2]  # without "auto: "
+    display.say(f"trying the {name}, {method}: at most {epochs} epochs\n")
     fit = run_plan(
         short,
         copy.deepcopy(built),
@@ -130,7 +131,7 @@ def try_plan(
     with closing(fit.predict):
         probabilities, labels = fit.predict("val")
     correct = (probabilities.argmax(dim=1) == labels).tolist()
-    tried = Tried(plan.method, fit.trainable_parameters, round(fit.seconds, 3), tuple(correct))
+    tried = Tried(method, fit.trainable_parameters, round(fit.seconds, 3), tuple(correct))
     _write(folder / RESULT, tried)
     return tried
 
@@ -183,6 +184,19 @@ def compare(choice: Tried, neighbour: Tried) -> Confirmed:
 def uncompared(choice: str, neighbour: str, *, reason: str) -> Confirmed:
     """The choice stays because its neighbour cannot be tried."""
     return Confirmed("choice", choice, neighbour, 0.0, 0.0, 0.0, 0.0, 0, f"not compared: {reason}")
+
+
+def announce(confirmed: Confirmed) -> None:
+    """Say what the comparison found, and what the job goes on with."""
+    both = {"choice": confirmed.choice, "neighbour": confirmed.neighbour}
+    reached = {"choice": confirmed.choice_accuracy, "neighbour": confirmed.neighbour_accuracy}
+    rows = {name: f"{both[name]}: {100 * reached[name]:.1f} % of val" for name in both}
+    if not confirmed.images:
+        rows = {}
+    display.facts(
+        "choice and neighbour compared",
+        {**rows, "kept": f"{both[confirmed.kept]}: {confirmed.why}"},
+    )
 
 
 def clear_away(folders: Sequence[Path]) -> None:
