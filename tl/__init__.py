@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tl.config import TlError as TlError
     from tl.config import TrainConfig as TrainConfig
     from tl.config import compose as compose
+    from tl.pipelines.advise import advise as advise
     from tl.pipelines.train import train as train
     from tl.runs import TrainResult as TrainResult
 
@@ -39,11 +40,21 @@ _HOMES = {
     "TlError": "tl.config",
     "TrainConfig": "tl.config",
     "TrainResult": "tl.runs",
+    "advise": "tl.pipelines.advise",
     "compose": "tl.config",
     "train": "tl.pipelines.train",
 }
 
-__all__ = ["Bundle", "ConfigError", "TlError", "TrainConfig", "TrainResult", "compose", "train"]
+__all__ = [
+    "Bundle",
+    "ConfigError",
+    "TlError",
+    "TrainConfig",
+    "TrainResult",
+    "advise",
+    "compose",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

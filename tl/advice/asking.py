@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
+from typing import Any
 
 import yaml
 
@@ -40,7 +41,7 @@ def models(config: AdviseConfig) -> list[ModelConfig]:
     found = []
     for name in dict.fromkeys(config.models):
         preset = presets.joinpath(f"{name}.yaml")
-        own = {"name": name}
+        own: dict[str, Any] = {"name": name}
         if preset.is_file():
             own = yaml.safe_load(preset.read_text(encoding="utf-8"))
         found.append(replace(config.model, **own))

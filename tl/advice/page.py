@@ -35,12 +35,12 @@ def chart(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Args:
         rows: Of a section of kind `curve`, by number of images.
     """
-    low = max(min(r["low"] for r in rows), 0.0)
-    high = min(max(r["high"] for r in rows), 1.0)
+    low = float(max(min(r["low"] for r in rows), 0.0))
+    high = float(min(max(r["high"] for r in rows), 1.0))
     step = next((s for s in (0.02, 0.05, 0.1, 0.2) if (high - low) / s <= 5), 0.5)
     bottom = math.floor(low / step + ROUNDING) * step
     top = max(math.ceil(high / step - ROUNDING) * step, bottom + max(step, LEAST_SPAN))
-    most = max(r["images"] for r in rows)
+    most = int(max(r["images"] for r in rows))
 
     def x(images: float) -> float:
         return round(LEFT + (RIGHT - LEFT) * images / (1.04 * most), 1)
