@@ -24,7 +24,7 @@ class Amount:
     """How much data there is to learn from.
 
     Args:
-        images: Training images.
+        images: Training images; exact copies count once.
         classes: Classes.
         per_class: Median of the training images of a class.
         least: Images of the smallest class.
@@ -154,6 +154,7 @@ class Evidence:
             grow with the number of classes and choose no method.
         seconds: What the measuring took, by part.
         warnings: Sentences about what is odd with the data.
+        sampled: Images of train that were measured; `amount` counts all of them.
     """
 
     amount: Amount
@@ -165,6 +166,7 @@ class Evidence:
     scores: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    sampled: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `evidence.json` keeps them."""

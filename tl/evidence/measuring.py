@@ -125,6 +125,7 @@ def measure(
         flips=flips,
         scores=scores,
         seconds=clock.seconds,
+        sampled=len(labels),
         warnings=tuple(warnings),
     )
 

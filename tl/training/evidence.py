@@ -143,7 +143,7 @@ def _backbone(built: BuiltModel) -> Backbone:
 
 def _native_side(table: ImageTable) -> float:
     rows = table.split("train")
-    return float(np.sqrt(rows["width"] * rows["height"]).median())
+    return float(np.median(np.sqrt(rows["width"] * rows["height"])))
 
 
 def _copies(table: ImageTable) -> tuple[str, ...]:
@@ -369,11 +369,12 @@ def _keeping(stages: dict[str, Tensor], name: str, channels: int) -> Callable[..
 
 
 def _moments_into(seen: list[Tensor]) -> Callable[..., None]:
-    """A hook that keeps mean and mean square of each image and channel: (2, B, C)."""
+    """A hook that keeps mean and variance of each image and channel: (2, B, C)."""
 
     def hook(_: nn.Module, args: Sequence[Tensor]) -> None:
-        values = args[0].double().flatten(2) if args[0].ndim > 2 else args[0].double()[..., None]
-        seen.append(torch.stack([values.mean(-1), (values**2).mean(-1)]).cpu())
+        values = args[0].flatten(2) if args[0].ndim > 2 else args[0][..., None]
+        variance, mean = torch.var_mean(values, dim=-1, correction=0)
+        seen.append(torch.stack([mean, variance]).double().cpu())
 
     return hook
 
@@ -383,7 +384,7 @@ def _drift_of(norm: _BatchNorm, moments: Tensor) -> tuple[float, float]:
 
     Args:
         norm: With the statistics of the pretraining.
-        moments: Mean and mean square of each image and channel, (2, N, C).
+        moments: Mean and variance of each image and channel, (2, N, C).
 
     Returns:
         The distance, and what it would be for images of the pretraining: the sampling variance of
@@ -392,12 +393,11 @@ def _drift_of(norm: _BatchNorm, moments: Tensor) -> tuple[float, float]:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     mean, deviation = norm.running_mean.double(), (norm.running_var.double() + norm.eps).sqrt()
-    here = moments.mean(dim=1)
-    spread = (here[1] - here[0] ** 2).clamp_min(0).add(norm.eps).sqrt()
-    distance = ((here[0] - mean) ** 2 + (spread - deviation) ** 2) / deviation**2
-    number = moments.shape[1]
-    squares = moments[1] - 2 * moments[0] * here[0] + here[0] ** 2  # about the common mean
-    noise = moments[0].var(dim=0) + squares.var(dim=0) / (4 * spread**2)
+    means, number = moments[0], moments.shape[1]
+    squares = moments[1] + (means - means.mean(dim=0)) ** 2  # about the common mean
+    spread = (squares.mean(dim=0) + norm.eps).sqrt()
+    distance = ((means.mean(dim=0) - mean) ** 2 + (spread - deviation) ** 2) / deviation**2
+    noise = means.var(dim=0) + squares.var(dim=0) / (4 * spread**2)
     return float(distance.mean()), float((noise / number / deviation**2).mean())
 
 
