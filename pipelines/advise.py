@@ -51,7 +51,7 @@ def advise(config: AdviseConfig) -> Candidate:
         raise next(iter(failed.values()))
     chosen, _ = advice.best(candidates)
     heading = advice.heading(table.root.name, table.counts(), chosen)
-    sections = advice.sections(candidates, failed, folder)
+    sections = advice.sections(config, candidates, failed, folder)
     advice.write(folder, config, chosen, sections, heading)
     display.say("\n".join(("", *heading, "")))
     display.sections(sections)

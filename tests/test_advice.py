@@ -224,7 +224,9 @@ class Seen(html.parser.HTMLParser):
 
 
 def test_the_page_is_whole_and_fetches_nothing(tmp_path):
-    parts = sections([candidate(evidence()), candidate(evidence(name="other"))], {}, tmp_path)
+    config = compose("advise", ["data.root=x"], {"data.root": "my photos"})
+    both = [candidate(evidence()), candidate(evidence(name="other"))]
+    parts = sections(config, both, {}, tmp_path)
     text = page("How to transfer to photos", "below", parts, "footer")
     seen = Seen()
     seen.feed(text)
@@ -235,6 +237,7 @@ def test_the_page_is_whole_and_fetches_nothing(tmp_path):
     assert text.startswith("<!DOCTYPE html>")
     for part in parts:
         assert part.title in seen.text
+    assert "tl train 'data.root=my photos' model.name=" in seen.text
     assert 'role="img" aria-label="Quality by number of training images: 85' in text
 
 

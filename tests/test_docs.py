@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import tl
+from tl.advice import several
 from tl.config import PIPELINES, ConfigError, schema_keys
 from tl.pipelines.commandline import check_overrides
 
@@ -66,9 +67,9 @@ def problems_of(args: list[str], *, whole: bool) -> list[str]:
     if shown[0] not in PIPELINES:
         return [f"there is no pipeline {shown[0]}"]
     try:
-        check_overrides(shown[0], shown[1:])
+        check_overrides(shown[0], several(shown[1:]) if shown[0] == "advise" else shown[1:])
         if whole and len(shown) == len(args) and not {"-m", "--config-dir", "--cfg"} & set(shown):
-            tl.compose(shown[0], shown[1:])
+            tl.compose(shown[0], several(shown[1:]) if shown[0] == "advise" else shown[1:])
     except ConfigError as error:
         return [p for p in error.problems if whole or LEFT_OUT not in p]
     return []
@@ -198,8 +199,8 @@ def test_own_presets_of_a_page_compose(page, tmp_path):
                 cwd=tmp_path, capture_output=True, text=True, check=False,
             )  # fmt: skip
             assert done.returncode == 0, f"{line}\n{done.stderr}"
-            preset = next(a.split("=")[1] for a in args if a.startswith("finetune="))
-            assert f"method: {preset}" in done.stdout
+            presets = [a.split("=")[1] for a in args if a.startswith("finetune=")]
+            assert all(f"method: {preset}" in done.stdout for preset in presets)
 
 
 def anchors(page: Path) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from tl.advice import forecast
 from tl.advice.ranking import Candidate, Cost
 from tl.advice.sections import Section, percent, points
-from tl.config import FinetuneConfig, PhaseConfig
+from tl.config import AdviseConfig, FinetuneConfig, PhaseConfig
 from tl.decision import Decision
 from tl.decision.evidence import Evidence, Score
 
@@ -190,15 +191,28 @@ def cost_facts(cost: Cost, evidence: Evidence) -> Section:
     )
 
 
-def next_steps(folder: Path, method: str) -> Section:
+def next_steps(config: AdviseConfig, chosen: Candidate, folder: Path) -> Section:
     """The commands that follow."""
+    by_plan = f"{train_command(folder)} finetune.epochs=5"
+    asked = shlex.join(
+        [
+            f"data.root={config.data.root}",
+            f"model.name={chosen.name}",
+            *([] if config.model.weights == "hub" else [f"model.weights={config.model.weights}"]),
+        ]
+    )
     rows = {
-        "train by this plan": f"tl train --config-dir {folder} --config-name plan",
-        "change something": f"tl train --config-dir {folder} --config-name plan finetune.epochs=5",
-        "check the decision": "tl train data.root=DIR finetune=auto finetune.confirm=true",
+        "train by this plan": train_command(folder),
+        "change something": by_plan,
+        "check the decision": f"tl train {asked} finetune=auto finetune.confirm=true",
         "files": f"advice.html, advice.md, plan.yaml, evidence.json, decision.json in {folder}",
     }
-    return _facts(f"how to go on with {method}", rows)
+    return _facts(f"how to go on with {chosen.decision.method}", rows)
+
+
+def train_command(folder: Path) -> str:
+    """The command that trains by the plan in a folder."""
+    return shlex.join(["tl", "train", "--config-dir", str(folder), "--config-name", "plan"])
 
 
 def duration(seconds: float) -> str:

@@ -17,6 +17,7 @@ from tl.advice.details import (
 )
 from tl.advice.ranking import Candidate, Cost, best, ranking
 from tl.advice.sections import Section, brief
+from tl.config import AdviseConfig
 from tl.decision import Decision
 from tl.decision.evidence import Evidence
 
@@ -107,11 +108,15 @@ def heading(
 
 
 def sections(
-    candidates: Sequence[Candidate], failed: Mapping[str, Exception], folder: Path
+    config: AdviseConfig,
+    candidates: Sequence[Candidate],
+    failed: Mapping[str, Exception],
+    folder: Path,
 ) -> tuple[Section, ...]:
     """What screen and pages show.
 
     Args:
+        config: What was asked.
         candidates: Backbones that were measured.
         failed: Name -> why a backbone could not be loaded.
         folder: Where the advice is written.
@@ -128,6 +133,6 @@ def sections(
         more_images(evidence),
         learning_curve(evidence),
         data_facts(chosen),
-        next_steps(folder, decision.method),
+        next_steps(config, chosen, folder),
     ]
     return tuple(part for part in parts if part.rows)

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
+from tl.advice.details import train_command
 from tl.advice.page import page
 from tl.advice.ranking import Candidate
 from tl.advice.sections import Section
@@ -92,7 +93,7 @@ def plan_yaml(config: AdviseConfig, candidate: Candidate, folder: Path) -> str:
         "seed": config.seed,
     }
     head = [
-        f"# Plan of tl advise: tl train --config-dir {folder} --config-name plan",
+        f"# Plan of tl advise: {train_command(folder)}",
         f"# {decision.rule}",
         *(f"# - {reason}" for reason in decision.reasons),
     ]
