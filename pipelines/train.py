@@ -6,7 +6,7 @@ import time
 
 from tl.config import TrainConfig, to_yaml
 from tl.pipelines import loading, run
-from tl.runs import TrainResult
+from tl.runs import TrainResult, open_run
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -20,12 +20,12 @@ def train(config: TrainConfig) -> TrainResult:
         >>> import tl
         >>> tl.train(tl.compose("train", ["data.root=photos"])).metrics["val/acc"]  # doctest: +SKIP
     """
+    folder, asked = open_run(config)  # before torch is loaded: wrong folders are refused at once
     with loading():
         from tl import data, display, export, finetuning, models, runs, tracking, training
 
         tracking.load(config.tracking)
     began = time.perf_counter()
-    folder, asked = runs.open_run(config)
     training.prepare(asked.trainer, asked.seed, asked.callbacks, asked.logger)
     models.check_request(asked.model, pretrained=asked.finetune.pretrained)
     # A table of (image, label, split), every image looked at once

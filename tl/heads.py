@@ -70,7 +70,7 @@ def train_epoch(
     flat = [g.view(-1) for g in gradients]
     step = _Step(optimizer)
     columns, gradient = shared(weight.t()), shared(gradients[0])
-    parts = zip(*(t.split(batch_size) for t in (order, logits, targets)), strict=True)
+    parts = zip(*(torch.split(t, batch_size) for t in (order, logits, targets)), strict=True)
     for number, (rows, z, y) in enumerate(parts):
         x = buffer[: len(rows)]
         torch.index_select(embeddings, 0, rows, out=x)
@@ -88,7 +88,7 @@ def train_epoch(
         if after_step is not None:
             after_step()
     losses = -(logits.log_softmax(dim=1) * targets).sum(dim=1)
-    return torch.stack([part.mean() for part in losses.split(batch_size)])
+    return torch.stack([part.mean() for part in torch.split(losses, batch_size)])
 
 
 def _products(weight: Tensor) -> tuple[Callable[..., Any], Callable[[Tensor], Any]]:

@@ -82,7 +82,7 @@ def check_images(
         One row per path, in order, with the fields of `ImageFacts`.
     """
     known = _read_cache(cache_file)
-    places = known.index.get_indexer(pd.Index(paths, dtype=known.index.dtype))
+    places = known.index.get_indexer(pd.Index(list(paths)))
     kept = _still_true(root, paths, known, places, decode=decode, max_pixels=max_pixels)
     new = [path for path, same in zip(paths, kept, strict=True) if not same]
     # Pillow's own limit warns or fails before ours can name the file.

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from tl.graph import Split
 
 FORWARD, GRADIENT = 1e-6, 1e-5  # largest relative differences
-NOISE = 0.02  # of trainable tensors that are all zero: behind them every gradient would be zero
 FLOOR = 1e-6  # of the largest gradient: what is below counts as zero
 
 
@@ -140,23 +139,35 @@ def _difference(found: Sequence[Tensor], expected: Sequence[Tensor], floor: floa
 
 @contextmanager
 def _as_before(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Give zero weights that train a little noise; put everything back at the end."""
+    """Give zero weights that train small numbers; put everything back at the end."""
     modes = {module: module.training for module in model.modules()}
     buffers = [b.clone() for b in model.buffers()]
-    zeros = [p for p in model.parameters() if p.requires_grad and not p.any()]
-    random = torch.Generator().manual_seed(0)
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), without_zeros(model):
         try:
-            for parameter in zeros:
-                noise = torch.randn(parameter.shape, generator=random) * NOISE
-                parameter.copy_(noise)
             yield
         finally:
-            for parameter in zeros:
-                parameter.zero_()
             for buffer, before in zip(model.buffers(), buffers, strict=True):
                 buffer.copy_(before)
             model.train()  # some models forget in it what they computed of their weights
             for module, mode in modes.items():
                 module.training = mode
+
+
+@contextmanager
+def without_zeros(model: nn.Module) -> Iterator[None]:
+    """Trainable tensors of zeros (a new head) hold small random numbers meanwhile.
+
+    Behind zeros every gradient is zero, and differences of gradients would not show.
+    """
+    zeros = [p for p in model.parameters() if p.requires_grad and not p.any()]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in zeros:
+            p.copy_(torch.randn(p.shape, generator=generator) / max(p.shape[-1], 1) ** 0.5)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p in zeros:
+                p.zero_()

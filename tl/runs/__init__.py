@@ -79,6 +79,7 @@ def open_run(config: TrainConfig) -> tuple[RunFolder, TrainConfig]:
 
     Raises:
         RunError: There is no run to resume, or the output folder holds another run.
+        DataError: A new job names a data folder that is not there.
     """
     if config.resume is None:
         stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
@@ -87,6 +88,9 @@ def open_run(config: TrainConfig) -> tuple[RunFolder, TrainConfig]:
         if (path / CONFIG).exists():
             msg = f"{path} holds a run already: resume= continues it; or choose another output_dir"
             raise RunError(msg)
+        from tl.data.folder import existing_folder  # not on the way to --help
+
+        existing_folder(config.data.root)
         return RunFolder(path), absolute(config)
     path = Path(config.resume).absolute()
     stored = read_config(path)

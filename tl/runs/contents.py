@@ -8,8 +8,6 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-
 from tl.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -66,8 +64,7 @@ def job_params(
             elif value is not None:
                 values[f"{path}{key}"] = value.name if isinstance(value, Enum) else value
 
-    plain = OmegaConf.to_container(OmegaConf.structured(config))
-    assert isinstance(plain, dict)
+    plain = asdict(config)
     # The resolved phases say more than what the config left to its defaults.
     plain["finetune"].pop("phases")
     flatten({k: v for k, v in plain.items() if k not in {"resume", "output_dir"}}, "")

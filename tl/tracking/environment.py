@@ -25,7 +25,7 @@ def environment() -> dict[str, Any]:
     return {
         "command": redacted(shlex.join(sys.argv)),
         "working_directory": str(Path.cwd()),
-        "git": git_revision(_code_folder()),
+        "git": _own_revision(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": platform.node(),
@@ -33,6 +33,12 @@ def environment() -> dict[str, Any]:
         "devices": devices(),
         "packages": packages(),
     }
+
+
+@cache
+def _own_revision() -> dict[str, Any] | None:
+    """Revision of the code that this process has loaded; it stays what it was at the first job."""
+    return git_revision(_code_folder())
 
 
 def _code_folder() -> Path:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tl.data.datamodule import ImageDataModule
 from tl.finetuning import Phase
 from tl.graph import Split
+from tl.graph.proof import without_zeros
 from tl.training.costs import PhaseCosts
 
 SAMPLE = 4  # images
@@ -168,7 +169,7 @@ def harmless(cut: Split, model: nn.Module, values: Sequence[Tensor]) -> Stored:
         value.half().float() if dtype == "float16" else value
         for value, dtype in zip(values, dtypes, strict=True)
     ]
-    with evaluating(model, values[0].device), _no_zeros(model):
+    with evaluating(model, values[0].device), without_zeros(model):
         exact, changed = _gradients(cut, model, values), _gradients(cut, model, rounded)
     change = float((exact - changed).norm() / exact.norm().clamp_min(1e-30))
     if change <= HARMLESS:
@@ -184,19 +185,3 @@ def _gradients(cut: Split, model: nn.Module, values: Sequence[Tensor]) -> Tensor
     trained = [p for p in model.parameters() if p.requires_grad]
     found = torch.autograd.grad((logits * weights).sum(), trained, allow_unused=True)
     return torch.cat([g.flatten() for g in found if g is not None])
-
-
-@contextmanager
-def _no_zeros(model: nn.Module) -> Iterator[None]:
-    """Trainable tensors of zeros hold small random numbers meanwhile."""
-    zeros = [p for p in model.parameters() if p.requires_grad and not p.any()]
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in zeros:
-            p.copy_(torch.randn(p.shape, generator=generator) / max(p.shape[-1], 1) ** 0.5)
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for p in zeros:
-                p.zero_()
