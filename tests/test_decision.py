@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
+from deciding import STAGES, STRANGE, asked, evidence
 from omegaconf import OmegaConf
 
 from tl.config import (
@@ -20,83 +21,12 @@ from tl.config import (
     ModelConfig,
     Select,
     Trains,
-    compose,
     validate,
 )
 from tl.decision import METHODS, TIERS, Decision, Thresholds, decide, recipe, table_rows
-from tl.decision.evidence import (
-    Amount,
-    Backbone,
-    Evidence,
-    Flips,
-    Score,
-    Similarity,
-    StageScore,
-)
+from tl.decision.evidence import Flips, Score
 from tl.finetuning import build_plan
 from tl.models import build_model
-
-STAGES = ("stage0", "stage1", "stage2", "stage3", "stage4", "head")
-
-
-def evidence(
-    per_class=10,
-    classes=10,
-    quality=0.8,
-    gap=-0.1,
-    gain=0.0,
-    drift=0.05,
-    error=0.02,
-    *,
-    chance=0.0,
-    measured=True,
-    pretrained=True,
-    attention=False,
-    batch_norm=True,
-    more_data=0.05,
-    **others,
-):
-    def score(value):
-        return Score(value, error)
-
-    images = per_class * classes
-    amount = Amount(
-        images,
-        classes,
-        per_class,
-        per_class,
-        per_class,
-        images // 4,
-        per_class // 4,
-        score(more_data) if more_data is not None else None,
-        50.0,
-    )
-    stages = (
-        StageScore("stage1", 64, score(quality + gap), score(0.1)),
-        StageScore("features", 512, score(quality), score(quality)),
-    )
-    similarity = Similarity(
-        stages,
-        score(quality + gain),
-        score(gap),
-        score(gain),
-        drift if batch_norm else None,
-        0.01 if batch_norm else None,
-        None,
-        chance,
-    )
-    backbone = Backbone("net", 1_000, STAGES, batch_norm, attention, pretrained, 224)
-    found = similarity if measured and pretrained else None
-    unmeasured = "" if found else "too few images to hold some out."
-    return replace(Evidence(amount, backbone, found, unmeasured, native_side=300.0), **others)
-
-
-def asked(*overrides):
-    return compose("train", ["data.root=x", "finetune=auto", *overrides]).finetune
-
-
-STRANGE = {"quality": 0.3, "gap": 0.06, "gain": 0.1, "drift": 1.5}
-
 
 # --- cells --------------------------------------------------------------------------------------
 
@@ -186,6 +116,25 @@ def test_few_images_in_all_are_tiny_however_few_the_classes():
     assert "fewer than 30 images in all are tiny, however few the classes" in found.reasons
     assert found.rule.startswith("tiny data (20 images in all), images like the pretraining's")
     assert found.would_change[0].startswith("with at least 30 images in all (now 20): train the")
+
+
+def test_rules_that_are_off_can_be_switched_on():
+    of_hymenoptera = evidence(120, classes=2)
+    assert decide(of_hymenoptera).amount == "large"
+    by_all = Thresholds(medium_images=100, large_images=1_000)
+    found = decide(of_hymenoptera, thresholds=by_all)
+    assert found.amount == "medium"
+    assert found.would_change[0].startswith("with fewer than 20 images a class")
+    assert decide(evidence(50, classes=1), thresholds=by_all).amount == "small"
+    assert decide(evidence(120, classes=10), thresholds=by_all).amount == "large"
+
+    good = evidence(120, quality=0.96, error=0.005)
+    assert decide(good).method == "lp_partial"
+    found = decide(good, thresholds=Thresholds(enough=0.95))
+    assert (found.method, found.neighbour) == ("linear_probe", "lp_partial")
+    assert any("next to nothing is left to gain" in reason for reason in found.reasons)
+    unsure = evidence(120, quality=0.96, error=0.02)
+    assert decide(unsure, thresholds=Thresholds(enough=0.95)).method == "lp_partial"
 
 
 # --- where nothing can be measured, or there is nothing to learn --------------------------------

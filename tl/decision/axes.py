@@ -18,6 +18,7 @@ class Axes:
         signal: Whether the labels say anything about the images that the probe can find; True
             where that cannot be told.
         saturated: More images no longer help a linear classifier.
+        enough: Next to nothing is left to gain.
         mixed: Different by the statistics of the pixels alone; the probe sees nothing odd.
         fired: What made it different: `quality`, `depth_gap`, `concat_gain`, `drift`.
         why: Sentences with the numbers behind `similarity`.
@@ -27,6 +28,7 @@ class Axes:
     similarity: str
     signal: bool = True
     saturated: bool = False
+    enough: bool = False
     mixed: bool = False
     fired: tuple[str, ...] = ()
     why: tuple[str, ...] = ()
@@ -52,6 +54,7 @@ def read(evidence: Evidence, thresholds: Thresholds, *, amount: str | None = Non
         similarity,
         signal=signal,
         saturated=_saturated(evidence.amount.more_data, found.quality, thresholds),
+        enough=_enough(found.quality, thresholds),
         mixed=fired == ("drift",),
         fired=fired,
         why=why_,
@@ -60,9 +63,9 @@ def read(evidence: Evidence, thresholds: Thresholds, *, amount: str | None = Non
 
 def tier_of(amount: Amount, thresholds: Thresholds) -> str:
     """Tier of an amount: by the median of the images a class, and by all images where few."""
-    if amount.images < thresholds.least_images:
-        return TIERS[0]
-    return TIERS[sum(amount.per_class >= bound for bound in thresholds.bounds())]
+    by_class = sum(amount.per_class >= bound for bound in thresholds.bounds())
+    by_all = [amount.images >= least for least in thresholds.images()]
+    return TIERS[min(by_class, [*by_all, False].index(False))]
 
 
 def foreign(found: Similarity, thresholds: Thresholds) -> bool:
@@ -153,6 +156,10 @@ def plain(score: Score) -> str:
         '0.50 ± 0.03'
     """
     return f"{score.value:.2f} ± {score.error:.2f}"
+
+
+def _enough(quality: Score, t: Thresholds) -> bool:
+    return t.enough is not None and quality.value - t.errors * quality.error > t.enough
 
 
 def _saturated(more_data: Score | None, quality: Score, t: Thresholds) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import yaml
@@ -13,7 +14,7 @@ from tl.config import Budget, FinetuneConfig, HeadKind, PhaseConfig, validate
 from tl.decision.axes import Axes, read
 from tl.decision.evidence import Evidence
 from tl.decision.recipes import augmentation_preset, fill, forced
-from tl.decision.table import STAGES, Choice, choose
+from tl.decision.table import STAGES, choose
 from tl.decision.thresholds import Thresholds
 from tl.decision.wording import Case, reasons, rule, warnings, would_change
 
@@ -122,6 +123,7 @@ def decide(
         thresholds: Boundaries of the table; default: ours.
     """
     t = thresholds or Thresholds()
+    settings = partial(fill, evidence=evidence, budget=budget, batch_size=batch_size, thresholds=t)
     measured = read(evidence, t)
     used = read(evidence, t, amount=amount) if amount else measured
     if similarity:
@@ -129,20 +131,9 @@ def decide(
     choice, neighbour = choose(used, evidence.backbone, evidence.amount.images, t)
     if given is not None and given.head is HeadKind.stages and choice != STAGES:
         choice, neighbour = STAGES, choice
-
-    def settings(of: Choice) -> FinetuneConfig:
-        wish = replace(given, head=HeadKind.linear) if given and of != STAGES else given
-        return fill(
-            of,
-            evidence,
-            used.similarity,
-            budget,
-            batch_size=batch_size,
-            given=wish,
-            thresholds=t,
-        )
-
-    finetune = settings(choice)
+    finetune, other = (
+        settings(c, similarity=used.similarity, given=given) for c in (choice, neighbour)
+    )
     fixed = {k: v for k, v in (("amount", amount), ("similarity", similarity)) if v is not None}
     hflip, vflip = flips(evidence, t)
     case = Case(evidence, measured, used, choice, neighbour, finetune, batch_size, t, fixed)
@@ -155,7 +146,7 @@ def decide(
         method=choice.method,
         neighbour=neighbour.method,
         finetune=finetune,
-        neighbour_finetune=settings(neighbour),
+        neighbour_finetune=other,
         augment=augment,
         hflip=hflip,
         vflip=vflip,

@@ -88,6 +88,8 @@ def choose(
         return LINEAR, LAST
     cell = axes.amount, axes.similarity
     choice, neighbour = TABLE[cell], NEIGHBOURS[cell]
+    if axes.similarity == SIMILAR and axes.enough:
+        return LINEAR, (neighbour if choice == LINEAR else choice)
     if axes.similarity == SIMILAR and axes.amount == TIERS[-1]:
         if axes.saturated or images >= thresholds.huge:
             choice, neighbour = CAREFUL, LAST_TWO

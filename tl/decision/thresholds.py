@@ -21,6 +21,8 @@ class Thresholds:
         small: Below so many, small.
         medium: Below so many, medium.
         least_images: Fewer training images than that in all are tiny, however few the classes.
+        medium_images: Fewer are at most small; 0: off.
+        large_images: Fewer are at most medium; 0: off.
         errors: Standard errors by which a figure must pass its threshold.
         errors_few: The same below `few_images`, where chance alone would pass one of them often.
         quality: Below this quality of the probe on the last features the images are different: on
@@ -37,6 +39,8 @@ class Thresholds:
             linear classifier, more trainable stages might.
         good: From this quality on little is left to gain, though pixels be foreign or the probe
             saturated.
+        enough: Quality beyond which, less its error, a linear classifier is all that similar images
+            need; None: off.
         chance: Labels that as many permutations fit as well as the true ones say nothing.
         chance_images: With fewer images that cannot be told.
         flip_drop: A flip that costs the probe this much destroys classes.
@@ -53,6 +57,8 @@ class Thresholds:
     small: float = 20
     medium: float = 100
     least_images: int = 30
+    medium_images: int = 0
+    large_images: int = 0
     errors: float = 1.0
     errors_few: float = 2.0
     quality: float = 0.5
@@ -62,6 +68,7 @@ class Thresholds:
     few_images: int = 64
     saturated: float = 0.005
     good: float = 0.95
+    enough: float | None = None
     chance: float = 0.05
     chance_images: int = 40
     flip_drop: float = 0.02
@@ -76,3 +83,7 @@ class Thresholds:
     def bounds(self) -> tuple[float, float, float]:
         """Images a class where small, medium and large begin."""
         return self.tiny, self.small, self.medium
+
+    def images(self) -> tuple[int, int, int]:
+        """Images in all that small, medium and large need."""
+        return self.least_images, self.medium_images, self.large_images

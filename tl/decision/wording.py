@@ -53,10 +53,9 @@ def rule(case: Case) -> str:
             f"No signal: {case.evidence.similarity.chance:.0%} of random labels fit as well as the "
             f"true ones; check the labels. Until then the cheapest method: {act}."
         )
-    few = amount.images < case.thresholds.least_images and "amount" not in case.fixed
-    number = (
-        f"{amount.images} images in all" if few else f"{count(amount.per_class)} images a class"
-    )
+    number = f"{count(amount.per_class)} images a class"
+    if "amount" not in case.fixed and _needs(case):
+        number = f"{amount.images} images in all"
     much = f"{case.used.amount} data ({number})"
     kind = {
         SIMILAR: "images like the pretraining's",
@@ -91,8 +90,13 @@ def reasons(case: Case, augment: str, *, hflip: bool, vflip: bool) -> tuple[str,
         f"{a.images:,} training images in {a.classes:,} classes, {count(a.per_class)} in the "
         f"median class{least}: {case.measured.amount} ({_boundaries(t)})"
     ]
-    if a.images < t.least_images:
-        said.append(f"fewer than {t.least_images} images in all are tiny, however few the classes")
+    if needed := _needs(case):
+        said.append(
+            f"fewer than {needed} images in all are {case.measured.amount}, however few the classes"
+        )
+    if case.measured.enough and case.evidence.similarity:
+        quality = plain(case.evidence.similarity.quality)
+        said.append(f"with quality {quality} next to nothing is left to gain")
     said += case.measured.why
     said += [f"you set {name}={value}" for name, value in case.fixed.items()]
     if case.used.saturated and case.used.amount == TIERS[-1] and a.more_data:
@@ -156,24 +160,35 @@ def _by_amount(case: Case) -> Iterator[str]:
     """The nearest tiers where something else would train."""
     a, t = case.evidence.amount, case.thresholds
     here = TIERS.index(case.used.amount)
-    higher = [(k, f"at least {t.bounds()[k - 1]:g}") for k in range(here + 1, len(TIERS))]
-    lower = [(k, f"fewer than {t.bounds()[k]:g}") for k in reversed(range(here))]
-    for tiers in (higher, lower):
-        for index, bound in tiers:
+    for tiers in (range(here + 1, len(TIERS)), reversed(range(here))):
+        for index in tiers:
             axes = replace(case.used, amount=TIERS[index])
             other, _ = choose(axes, case.evidence.backbone, a.images, t)
             if other != case.choice:
                 step = "larger" if index > here else "smaller"
                 same = f", in {step} steps" if action(other) == action(case.choice) else ""
-                yield f"{_until(case, bound)}: {action(other)}{same}"
+                yield f"{_until(case, index)}: {action(other)}{same}"
                 break
 
 
-def _until(case: Case, bound: str) -> str:
-    a, least = case.evidence.amount, case.thresholds.least_images
-    if a.images < least and "amount" not in case.fixed and a.per_class >= case.thresholds.tiny:
-        return f"with at least {least} images in all (now {a.images})"
-    return f"with {bound} images a class (now {count(a.per_class)})"
+def _needs(case: Case) -> int:
+    """Images in all that the next tier needs, where these and not those a class are too few."""
+    a, t = case.evidence.amount, case.thresholds
+    here = TIERS.index(case.measured.amount)
+    held = here < len(t.bounds()) and t.bounds()[here] <= a.per_class
+    return t.images()[here] if held else 0
+
+
+def _until(case: Case, index: int) -> str:
+    """What would have to be for another tier."""
+    a, t = case.evidence.amount, case.thresholds
+    here = TIERS.index(case.used.amount)
+    now = f"images a class (now {count(a.per_class)})"
+    if index < here:
+        return f"with fewer than {t.bounds()[index]:g} {now}"
+    if a.per_class >= t.bounds()[index - 1] and "amount" not in case.fixed:
+        return f"with at least {t.images()[index - 1]} images in all (now {a.images})"
+    return f"with at least {t.bounds()[index - 1]:g} {now}"
 
 
 def _by_similarity(case: Case) -> Iterator[str]:
@@ -190,7 +205,7 @@ def _by_similarity(case: Case) -> Iterator[str]:
             how = (
                 f"{low}an earlier stage better by {t.depth_gap:.2f} (now "
                 f"{found.depth_gap.value:+.3f}) or all stages together by {t.concat_gain:.2f} (now "
-                f"{found.concat_gain.value:+.3f}), beyond the error"
+                f"{found.concat_gain.value:+.3f}), beyond their errors"
             )
         yield f"{how}: {action(other)}"
 
