@@ -100,7 +100,7 @@ def test_noise_is_within_two_errors_of_chance_as_often_as_promised(rows, classes
         found = Prober({"x": features}, labels, seed).ridge(["x"]).quality
         inside.append(abs(found.value) <= 2 * found.error)
         values.append(found.value)
-    assert np.mean(inside) >= 0.88
+    assert np.mean(inside) >= 0.85
     assert abs(np.mean(values)) < 0.06  # no class looks worse than chance by being left out
 
 

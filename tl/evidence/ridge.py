@@ -15,7 +15,7 @@ Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
 # Of kernels whose diagonal is 1 on average: from hardly any to nearly the means of the classes.
-PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+PENALTIES = (1e-2, 1e-1, 1.0, 10.0)
 TINY = 1e-9
 TELLING = 400  # rows whose error tells the penalty, if there are so many
 
@@ -29,9 +29,12 @@ def class_weights(labels: Indices) -> Array:
 
 @dataclass(frozen=True)
 class Scaling:
-    """Mean and factor of each feature: standardised, and divided by the root of their number.
+    """Mean and factor of each feature; rows have length 1 on average.
 
-    Groups of features (stages) that are scaled on their own and then joined weigh the same.
+    A feature is divided by the root of the mean of its own variance and the usual one: with few
+    images a feature that hardly ever varies would else count as much as those that tell the classes
+    apart (with 2 images a class a probe on hymenoptera lost 7 points to that). Groups of features
+    (stages) that are scaled on their own and then joined weigh the same.
     """
 
     mean: Array
@@ -42,11 +45,13 @@ class Scaling:
         """From the rows of (N, D); features that are constant become 0."""
         share = (weights / weights.sum()).astype(np.float64)
         mean = share @ features
-        spread = np.sqrt(share @ (features - mean) ** 2)
-        varies = spread > 1e-6 * np.maximum(np.abs(mean), TINY)
-        number = max(int(varies.sum()), 1)
-        factor = np.where(varies, 1 / (np.where(varies, spread, 1) * np.sqrt(number)), 0.0)
-        return cls(mean, factor)
+        variance = share @ (features - mean) ** 2
+        varies = variance > (1e-6 * np.maximum(np.abs(mean), TINY)) ** 2
+        if not varies.any():
+            return cls(mean, np.zeros_like(mean))
+        leant = (variance + variance[varies].mean()) / 2
+        length = (variance / leant)[varies].sum()
+        return cls(mean, np.where(varies, 1 / np.sqrt(leant * length), 0.0))
 
     def __call__(self, features: NDArray[np.floating]) -> Array:
         """Scaled rows."""
