@@ -17,8 +17,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tl.config import NO_YAML, Interrupted, TlError, TrainConfig
@@ -118,13 +120,33 @@ def loading() -> Iterator[None]:
     enabled = gc.isenabled()
     gc.disable()
     try:
-        yield
+        with _without("transformers") if _own_process else nullcontext():
+            yield
     finally:
         # Once: a later job of the same process would keep what the one before left behind.
         if _own_process and not gc.get_freeze_count():
             gc.freeze()
         if enabled:
             gc.enable()
+
+
+@contextmanager
+def _without(name: str) -> Iterator[None]:
+    """Let an empty module stand in for one that is installed, while others are imported.
+
+    torchmetrics loads transformers wherever it is there (peft needs it): a second of each job, for
+    metrics of texts.
+    """
+    if name in sys.modules:
+        yield
+        return
+    empty: Any = ModuleType(name)
+    empty.__spec__, empty.__getattr__ = ModuleSpec(name, None), lambda _: None
+    sys.modules[name] = empty
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 def _exit_code(name: str, job: Job, args: list[str]) -> int:

@@ -27,6 +27,24 @@ def test_a_library_leaves_the_collector_as_it_was(enabled):
     assert gc.get_freeze_count() == frozen
 
 
+def test_a_command_does_not_load_what_only_adapters_need(tmp_path):
+    script = """
+import sys
+from tl.pipelines import loading, main
+sys.argv = ["tl", "--version"]
+main()
+with loading():
+    from tl import data, display, export, finetuning, models, runs, tracking, training
+print(sorted({"peft", "transformers", "accelerate"} & {name.split(".")[0] for name in sys.modules}))
+from peft import LoraConfig
+print("transformers.utils" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout.splitlines()[1:] == ["[]", "True"]
+
+
 def test_a_command_keeps_the_collector_off_what_it_imported():
     script = """
 import gc, sys

@@ -203,11 +203,10 @@ def check_norms(model: nn.Module, stages: Sequence[Stage], phase: Phase) -> None
     """
     head = {n for s in stages if s.name == HEAD for n in s.parameters}
     if phase.trains == Trains.norm.value and not trained_names(model, stages, phase) - head:
-        body = [name for name in phase.trainable if name != HEAD]
+        where = ", ".join(name for name in phase.trainable if name != HEAD)
         msg = (
-            f"finetune.phases.{phase.name}.trains=norm: "
-            f"{', '.join(body) or 'the head alone'} has no normalisation layers with a scale or "
-            "shift. Take more stages (train_stages=-1: all), or trains=all"
+            f"finetune.phases.{phase.name}.trains=norm: {where} has no normalisation layers with a "
+            "scale or shift. Take more stages (train_stages=-1: all), or trains=all"
         )
         raise ConfigError(msg)
 
@@ -353,10 +352,7 @@ def stage_hashes(
 
 
 def stage_rows(model: nn.Module, stages: Sequence[Stage], phase: Phase) -> list[dict[str, Any]]:
-    """Rows of the table before a phase: stage, parameters and trainable (counts), peak lr or None.
-
-    A frozen stage has 0 trainable ones.
-    """
+    """Rows of the table before a phase: stage, parameters and trainable (counts), peak lr or None."""
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     trained = trained_names(model, stages, phase)
     rates = stage_rates(stages, phase)

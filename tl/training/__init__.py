@@ -16,16 +16,16 @@ from pytorch_lightning.callbacks import (
     LearningRateMonitor,
 )
 from pytorch_lightning.loggers import Logger
-from torch import Tensor
 
 from tl import display
 from tl.config import ActivationsConfig, Select
 from tl.data.datamodule import ImageDataModule
-from tl.finetuning import Phase, Plan, audit, check_norms, stage_hashes, stage_rows
+from tl.finetuning import Phase, Plan, audit, check_norms, stage_hashes, stage_rows, state_names
 from tl.graph.stage_head import with_head
 from tl.models import BuiltModel, StageClassifier
 from tl.module import ClassificationModule, TrainingError
 from tl.training.activations import Activations, Prepared
+from tl.training.adapters import add_adapters, attention_layers, merge_adapters
 from tl.training.averaging import Mixture, MovingAverage, choose_mixture
 from tl.training.cached import CachedDataModule
 from tl.training.evidence import gather_evidence
@@ -139,6 +139,7 @@ def run_plan(
     """
     for phase in plan.phases:
         check_norms(built.model, built.stages, phase)
+    adapted = {phase.name: attention_layers(built, phase) for phase in plan.phases}
     folder.mkdir(parents=True, exist_ok=True)
     done, rows = read_progress(folder)
     load_kept(built.model, folder, done)
@@ -156,6 +157,7 @@ def run_plan(
             built,
             activations,
             folder / f"{number + 1}-{phase.name}",
+            adapted=adapted[phase.name],
             seed=seed,
             title=f"phase {number + 1} of {len(plan.phases)}: {phase.name}",
         )
@@ -189,6 +191,7 @@ class _Fit:
         activations: Activations,
         folder: Path,
         *,
+        adapted: Sequence[str],
         seed: int,
         title: str,
     ) -> None:
@@ -196,9 +199,15 @@ class _Fit:
         self.activations, self.data = activations, activations.data
         # Epochs of different phases read different augmentations and orders.
         self.data.epoch_offset = number * 100_000
+        names = state_names(built.model, built.stages, phase) | {f"{n}.weight" for n in adapted}
+        state = built.model.state_dict()
+        self.start = {n: value.clone() for n, value in state.items() if n in names}
+        self.adapted, self.stages = adapted, built.stages
+        if adapted:
+            self.stages = add_adapters(built, phase, adapted, seed=seed)
         self.module = ClassificationModule(
             built.model,
-            built.stages,
+            self.stages,
             phase,
             len(self.data.table.classes),
             mix=self.data.mix,
@@ -217,13 +226,12 @@ class _Fit:
         best_before: float,
     ) -> tuple[PhaseResult, list[dict[str, Any]]]:
         """Train; the model then holds the weights that the phase should leave behind."""
-        model, phase, stages = self.built.model, self.phase, self.built.stages
+        model, phase, stages, start = self.built.model, self.phase, self.stages, self.start
         name = self.folder.name
         rows = stage_rows(model, stages, phase)
         display.stage_table(self.title, rows)
         log_facts({"stages": rows}, f"{name}-before")
         before = stage_hashes(model, stages, phase)
-        start = {k: v.clone() for k, v in self.module.trained_state().items()}
         average = MovingAverage() if phase.ema else None
         history = History(phase)
         checkpoints = Checkpoints(self.folder, phase.select, average)
@@ -254,18 +262,18 @@ class _Fit:
             row |= facts
         display.stage_table(f"{self.title}, after", rows)
         log_facts({"stages": rows}, f"{name}-after")
-        mixture = self._mix(start, log_facts) if phase.average else None
+        if self.adapted:
+            merge_adapters(model)
+        mixture = self._mix(log_facts) if phase.average else None
         checkpoints.write({k: v for k, v in model.state_dict().items() if k in start})
         result = self._result(history.rows, trainer, rows, prepared, best_before, mixture)
         if not result.kept:
             model.load_state_dict(start, strict=False)
         return result, history.rows
 
-    def _mix(
-        self, start: Mapping[str, Tensor], log_facts: Callable[[dict[str, Any], str], None]
-    ) -> Mixture:
+    def _mix(self, log_facts: Callable[[dict[str, Any], str], None]) -> Mixture:
         """Mix the weights before the phase and after it; the model holds the mixture."""
-        model = self.built.model
+        model, start = self.built.model, self.start
         end = {k: v.clone() for k, v in model.state_dict().items() if k in start}
         val = Predictor(model, self.data, self.device, self.activations, self.cached)
         mixture = choose_mixture(model, self.phase, start, end, lambda: val.loss("val"))
