@@ -130,13 +130,14 @@ def fits(
     fit = _Fit(given, limits, folder)
     try:
         for method, rate in wanted:
-            began = time.perf_counter()
+            began, cpu = time.perf_counter(), time.process_time()
             row: dict[str, Any] = {"method": method, "rate": rate}
             try:
                 config = method_config(method, evidence, limits, given.config.data.batch_size)
                 row |= fit.run(config, rate, folder / f"{method}-{rate}")
             except TlError as error:
                 row["error"] = str(error)
+            row["cpu_seconds"] = round(time.process_time() - cpu, 2)
             yield row | {"seconds": round(time.perf_counter() - began, 2)}
     finally:
         shutil.rmtree(folder, ignore_errors=True)

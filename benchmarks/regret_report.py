@@ -191,12 +191,17 @@ def text(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> str:
 
 def _extent(rows: Sequence[Mapping[str, Any]], cells: Sequence[Judged], methods: Any) -> str:
     fits = [row for row in rows if row["kind"] == "fit"]
-    hours = sum(row["seconds"] for row in fits) / 3600
+    hours = sum(_cost(row) for row in fits) / 3600
     number = sum(len(cell.fits) for cell in cells)
     return (
         f"{len(cells)} complete cells with {number:,} fits (of {len(fits):,} in the file, "
-        f"{hours:.1f} hours of one thread); methods: {', '.join(methods)}."
+        f"{hours:.1f} hours of one core); methods: {', '.join(methods)}."
     )
+
+
+def _cost(row: Mapping[str, Any]) -> float:
+    """Seconds of a core; the wall time where a row lacks them."""
+    return float(row.get("cpu_seconds", row["seconds"]))
 
 
 def _policy_table(cells: Sequence[Judged], found: Mapping[str, Any]) -> str:
@@ -207,7 +212,7 @@ def _policy_table(cells: Sequence[Judged], found: Mapping[str, Any]) -> str:
     ]
     for name, pairs in found.items():
         counted, plain = regrets(cells, pairs), regrets(cells, pairs, counted=False)
-        seconds = np.mean([cells[i].fits[m, DEFAULT]["seconds"] for i, m in pairs])
+        seconds = np.mean([_cost(cells[i].fits[m, DEFAULT]) for i, m in pairs])
         figures = (
             *(counted.mean(), np.quantile(counted, 0.9), counted.max()),
             *(plain.mean(), plain.max()),
