@@ -214,7 +214,9 @@ def warnings(case: Case) -> tuple[str, ...]:
     """What a person should look at."""
     a, t, found = case.evidence.amount, case.thresholds, case.evidence.similarity
     said = []
-    if found is not None and found.chance > t.chance:
+    # Where the evidence said it already, once is enough.
+    heard = any(text.startswith("no signal") for text in case.evidence.warnings)
+    if found is not None and found.chance > t.chance and not heard:
         share = f"{found.chance:.0%} of random labels fit the images as well as the true ones"
         if a.images >= t.chance_images:
             said.append(f"no signal: check the labels ({share})")
