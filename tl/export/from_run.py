@@ -63,7 +63,7 @@ def export_run(folder: RunFolder, config: ExportConfig, target: Path | None = No
         preprocessing=Preprocessing.from_dict(facts["preprocessing"]),
         golden=_golden(Path(run.data.root), facts["golden"], folder.bundle)[: config.golden_images],
         card=ModelCard(
-            title=run_name(run),
+            title=run_name(run, plan["method"]),
             # The folder's name says enough: the bundle travels, the path stays behind.
             data={**facts["data"], "root": Path(facts["data"]["root"]).name},
             backbone=facts["name"],

@@ -51,9 +51,10 @@ __all__ = [
 FREE_ON_RESUME = ("resume", "output_dir")
 
 
-def run_name(config: TrainConfig) -> str:
-    """Name for people: data · model · method."""
-    return f"{data_name(config)} · {config.model.name.split('.')[0]} · {config.finetune.method}"
+def run_name(config: TrainConfig, method: str | None = None) -> str:
+    """Name for people: data · model · method, by default that of the config."""
+    used = method or config.finetune.method
+    return f"{data_name(config)} · {config.model.name.split('.')[0]} · {used}"
 
 
 def data_name(config: TrainConfig) -> str:
