@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 DPI = 200
 MARGIN = 0.06  # inches around a picture
+LABEL = -0.12  # place of the names beside the curves, in widths of the axes
 COMPRESSION = 3  # of PNG: higher levels take several times as long for a few per cent
 MOST_NUMBERED = 60  # classes up to which each cell of the matrix shows its count
 MOST_MARKED = 60  # epochs up to which each has a marker on its line
@@ -196,9 +197,10 @@ def save_curves(history: pd.DataFrame, path: Path) -> None:
             ax.grid(axis="y", color="#e4e4e4", linewidth=0.6)
             ax.set_axisbelow(True)
             ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
+            # In one line; to find it out of the ticks of all axes takes half of the drawing.
+            ax.yaxis.set_label_coords(LABEL, 0.5)
         axes[-1].set_xlabel("epoch")
         axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        figure.align_ylabels()
 
 
 def _draw_quantity(ax: Axes, table: pd.DataFrame, phases: Sequence[Phase], quantity: str) -> None:
