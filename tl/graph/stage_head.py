@@ -39,7 +39,8 @@ class StageSplit(Split):
 
     def rows(self, values: Sequence[Tensor]) -> Tensor:
         """What the linear layer reads: standardised features, (N, features)."""
-        return self._classifier.rows(values)
+        device = self._classifier.features.mean.device  # what is held for a fit is gathered in it
+        return self._classifier.rows([value.to(device) for value in values])
 
     @property
     def bytes_per_image(self) -> int:
