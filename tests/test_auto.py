@@ -74,6 +74,9 @@ def test_auto_measures_decides_trains_and_says_so(auto):
     assert {phase["epochs"] for phase in plan["phases"]} == {2}
     assert made["forced"]["finetune.epochs"] == 2
     assert made["confirmed"] is None
+    page = Path("run/advice.html").read_text()
+    assert f"images · test_resnet · auto: {made['method']}" in page
+    assert "<svg" in page
     brief = said_before_training(done)
     assert made["rule"] in " ".join(brief.split())
     for text in (
@@ -118,7 +121,7 @@ def test_evidence_and_decision_are_in_mlflow(auto):
     assert run.data.params["finetune.method"] == f"auto: {made['method']}"
     assert "phase.head.epochs" in run.data.params or "phase.all.epochs" in run.data.params
     names = {f.path for f in client.list_artifacts(record["run_id"])}
-    assert {"evidence.json", "decision.json", "plan.json"} <= names
+    assert {"evidence.json", "decision.json", "advice.html", "plan.json"} <= names
 
 
 @pytest.mark.parametrize(
@@ -168,7 +171,7 @@ def test_an_explicit_method_measures_nothing(tl, image_folder):
     settings = [f"data.root={image_folder()}", *UNTRACKED, "output_dir=run"]
     done = tl("train", *settings, "finetune=linear_probe")
     assert done.code == 0, done.err
-    assert not {"evidence.json", "decision.json"} & files(Path("run"))
+    assert not {"evidence.json", "decision.json", "advice.html"} & files(Path("run"))
     assert "how to transfer" not in done.out
 
 
@@ -236,6 +239,7 @@ def test_confirm_trains_choice_and_neighbour_and_keeps_one(auto):
         assert {phase["epochs"] for phase in epochs} <= {1, 2}
         assert not [*folder.rglob("*.ckpt"), *folder.rglob("*.safetensors")]
     assert confirmed["why"] in " ".join(done.out.split())
+    assert "choice and neighbour compared" in Path("run/advice.html").read_text()
 
 
 # --- resume -------------------------------------------------------------------------------------

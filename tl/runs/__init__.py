@@ -16,7 +16,15 @@ from omegaconf.errors import OmegaConfBaseException
 from tl.config import NO_YAML, ConfigError, Interrupted, TrainConfig, validate
 from tl.runs.contents import golden_images, job_facts, job_params, where, write_results
 from tl.runs.deciding import Advice, brief, confirm, decide_or_keep, fit_settings, records
-from tl.runs.folder import CONFIG, RunError, RunFolder, TrainResult, write_model
+from tl.runs.folder import (
+    CONFIG,
+    RunError,
+    RunFolder,
+    TrainResult,
+    data_name,
+    run_name,
+    write_model,
+)
 
 if TYPE_CHECKING:  # so that `tl train --help` loads neither torch nor pandas
     from tl.data import ImageTable
@@ -49,17 +57,6 @@ __all__ = [
 
 # What a resumed run may do otherwise than it began: none of it changes a number.
 FREE_ON_RESUME = ("resume", "output_dir")
-
-
-def run_name(config: TrainConfig, method: str | None = None) -> str:
-    """Name for people: data · model · method, by default that of the config."""
-    used = method or config.finetune.method
-    return f"{data_name(config)} · {config.model.name.split('.')[0]} · {used}"
-
-
-def data_name(config: TrainConfig) -> str:
-    """Name of the data folder."""
-    return Path(config.data.root).resolve().name or "data"
 
 
 def labels(folder: RunFolder, config: TrainConfig) -> dict[str, Any]:
@@ -154,7 +151,7 @@ def create(
         return
     folder.checkpoints.mkdir(exist_ok=True)
     if advice is not None:
-        advice.write(folder)
+        advice.write(folder, run_name(config, advice.finetune.method))
     write_model(folder, table, built, plan)
     if len(table.quarantined):
         table.quarantined.to_csv(folder.path / "quarantined.csv", index=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tl.config import ConfigError, FinetuneConfig, HeadKind, TrainConfig
 from tl.decision.evidence import Evidence
-from tl.runs.folder import RunError, RunFolder, write_model
+from tl.runs.folder import RunError, RunFolder, run_name, write_model
 
 if TYPE_CHECKING:
     from tl.advice import Section
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tl.training.confirming import Confirmed
 
 AUTO = "auto"
-EVIDENCE, DECISION = "evidence.json", "decision.json"
+EVIDENCE, DECISION, PAGE = "evidence.json", "decision.json", "advice.html"
 CONFIRMED = "confirmed"  # key of decision.json
 CANDIDATES = ("choice", "neighbour")
 
@@ -77,15 +77,24 @@ class Advice:
         )
         return replace(self, decision=swapped)
 
-    def write(self, folder: RunFolder) -> None:
-        """Write `evidence.json` and `decision.json`.
+    def write(self, folder: RunFolder, title: str) -> None:
+        """Write `evidence.json`, `decision.json` and, for people, `advice.html`.
+
+        Args:
+            folder: Of the run.
+            title: Of the page.
 
         Raises:
             RunError: The folder cannot be written.
         """
+        from tl.advice.page import page
+
         folder.write_json(EVIDENCE, self.evidence.to_dict())
         confirmed = self.confirmed.to_dict() if self.confirmed else None
         folder.write_json(DECISION, {**self.decision.to_dict(), CONFIRMED: confirmed})
+        subtitle = "Measured and decided before the training, from the training images."
+        footer = f"Written by tl train with finetune=auto; the figures: {EVIDENCE} and {DECISION}."
+        folder.write_text(PAGE, page(title, subtitle, brief(self), footer))
 
     @classmethod
     def read(cls, path: Path) -> Advice:
@@ -212,9 +221,15 @@ def brief(advice: Advice | None) -> tuple[Section, ...]:
     """What a person should know before the training; nothing with an explicit method."""
     if advice is None:
         return ()
-    from tl import advice as words
+    from tl.advice import Section
+    from tl.advice import brief as reasons
 
-    return words.brief(advice.evidence, advice.decision)
+    parts = reasons(advice.evidence, advice.decision)
+    if (done := advice.confirmed) is None:
+        return parts
+    kept = f"kept: {done.choice if done.kept == 'choice' else done.neighbour}"
+    rows = ({"text": f"{kept}; {done.why}"},)
+    return (*parts, Section("choice and neighbour compared", "list", rows))
 
 
 def records(advice: Advice | None) -> tuple[dict[str, float], dict[str, str]]:
@@ -266,7 +281,7 @@ def confirm(
     advice = replace(advice, confirmed=confirmed)
     built, plan = jobs[confirmed.kept]
     write_model(folder, table, built, plan)
-    advice.write(folder)
+    advice.write(folder, run_name(config, advice.finetune.method))
     clear_away([*folders.values()])
     return advice.config(config), built, plan, advice
 

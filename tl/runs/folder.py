@@ -102,23 +102,40 @@ class RunFolder:
 
     def write_json(self, name: str, values: Any) -> Path:
         """Write a JSON file in one move, so that a reader never sees half of it."""
-        return self._write(name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        return self.write_text(name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
     def write_config(self, config: TrainConfig) -> Path:
         """Write the resolved config."""
-        return self._write(CONFIG, to_yaml(config))
+        return self.write_text(CONFIG, to_yaml(config))
 
-    def _write(self, name: str, text: str) -> Path:
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a file in one move.
+
+        Raises:
+            RunError: The folder cannot be written.
+            TlError: The disk is full.
+        """
         path = self.path / name
         try:
             with replacing(path) as part:
-                part.write_text(text)
+                part.write_text(text, encoding="utf-8")
         except OSError as error:
             msg = f"cannot write {path}: {error.strerror}"
             if error.errno == errno.ENOSPC:  # the job failed, the request was right
                 raise TlError(f"{msg}; free some space, then continue with resume=") from error
             raise RunError(msg) from error
         return path
+
+
+def run_name(config: TrainConfig, method: str | None = None) -> str:
+    """Name for people: data · model · method, by default that of the config."""
+    used = method or config.finetune.method
+    return f"{data_name(config)} · {config.model.name.split('.')[0]} · {used}"
+
+
+def data_name(config: TrainConfig) -> str:
+    """Name of the data folder."""
+    return Path(config.data.root).resolve().name or "data"
 
 
 def write_model(folder: RunFolder, table: ImageTable, built: BuiltModel, plan: Plan) -> None:

@@ -28,7 +28,12 @@ FLUSH_SECONDS = 5.0  # or as soon as the oldest is that old
 RETRY_SECONDS = 60.0  # after a failed write
 MOST_METRICS, MOST_PARAMS = 1000, 100  # per request, MLflow's limits
 VALUE_LENGTH, TAG_LENGTH = 6000, 8000
-PLAIN_FILES = {"plan.json", "evidence.json", "decision.json"}  # of a run's folder, beside tables
+PLAIN_FILES = {
+    "plan.json",
+    "evidence.json",
+    "decision.json",
+    "advice.html",
+}  # of a run's folder, beside tables
 
 
 class TrackedRun:
