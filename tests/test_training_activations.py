@@ -86,6 +86,15 @@ def test_a_second_job_computes_nothing_and_finds_the_same(train, capsys):
     assert timeless(third.metrics) != timeless(first.metrics)
 
 
+def test_a_head_learns_the_same_from_memory_and_from_the_files(train, monkeypatch):
+    settings = (HEAD, "cache=on", "augment=light", "cache.views=2")
+    held, first = train("held", *settings)
+    monkeypatch.setattr("tl.training.cached.HELD_BYTES", 0)
+    read, second = train("read", *settings)
+    pd.testing.assert_frame_equal(history(held), history(read), rtol=1e-5)
+    assert timeless(first.metrics) == pytest.approx(timeless(second.metrics), rel=1e-5)
+
+
 def test_new_images_alone_are_computed(train, tmp_path, capsys):
     train("first", HEAD, "cache=on", "augment=none")
     for split in ("train", "val"):
