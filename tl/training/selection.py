@@ -257,7 +257,7 @@ def _share_name(share: float) -> str:
 def _unions(blocks: Mapping[str, slice]) -> dict[str, tuple[str, ...]]:
     """Each stage alone, and the last features with ever more of the stages below them."""
     first, *stages = blocks
-    found = {name: (name,) for name in blocks}
+    found: dict[str, tuple[str, ...]] = {name: (name,) for name in blocks}
     for number in range(1, len(stages) + 1):
         names = (first, *reversed(stages[-number:]))
         found[" + ".join(names)] = names
