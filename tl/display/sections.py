@@ -20,7 +20,7 @@ from tl.display.tables import (
 )
 
 BAR = 30  # characters from 0 to 1
-COLUMNS = ("similar", "different")
+HEADS = {"similar": " similar to the pretraining", "different": " different from it"}
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -57,11 +57,11 @@ def _grid(title: str, rows: Rows) -> None:
     """The decision table; the cell that was chosen stands in brackets, as logs have no colours."""
     table = new_table()
     table.add_column("", no_wrap=True)
-    for column in COLUMNS:
-        table.add_column(column, overflow="fold")
+    for head in HEADS.values():
+        table.add_column(head, overflow="fold")
     for row in rows:
         cells = [Text(clean(row["amount"]))]
-        for column in COLUMNS:
+        for column in HEADS:
             text = clean(str(row[column]))
             marked = row["marked"] == column
             style = "bold green" if marked else ""
