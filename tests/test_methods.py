@@ -42,6 +42,7 @@ def test_norm_trains_scale_and_shift_of_every_norm_layer_and_the_head(name):
     rows = stage_rows(model, stages, phase)
     sizes = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert sum(row["trainable"] for row in rows) == sizes
+    assert all((row["lr"] is None) == (row["trainable"] == 0) for row in rows)
 
 
 def test_stages_below_keep_their_norms():

@@ -352,16 +352,17 @@ def stage_hashes(
 
 
 def stage_rows(model: nn.Module, stages: Sequence[Stage], phase: Phase) -> list[dict[str, Any]]:
-    """Rows of the table before a phase: stage, parameters and trainable (counts), peak lr or None."""
+    """Rows of the table before a phase: stage, parameters, trainable (counts), peak lr or None."""
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     trained = trained_names(model, stages, phase)
     rates = stage_rates(stages, phase)
+    counts = {s.name: sum(sizes[n] for n in s.parameters if n in trained) for s in stages}
     return [
         {
             "stage": stage.name,
             "parameters": sum(sizes[n] for n in stage.parameters),
-            "trainable": sum(sizes[n] for n in stage.parameters if n in trained),
-            "lr": rates.get(stage.name),
+            "trainable": counts[stage.name],
+            "lr": rates.get(stage.name) if counts[stage.name] else None,
         }
         for stage in stages
     ]

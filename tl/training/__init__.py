@@ -25,7 +25,7 @@ from tl.graph.stage_head import with_head
 from tl.models import BuiltModel, StageClassifier
 from tl.module import ClassificationModule, TrainingError
 from tl.training.activations import Activations, Prepared
-from tl.training.adapters import add_adapters, attention_layers, merge_adapters
+from tl.training.adapters import adapter_facts, add_adapters, attention_layers, merge_adapters
 from tl.training.averaging import Mixture, MovingAverage, choose_mixture
 from tl.training.cached import CachedDataModule
 from tl.training.evidence import gather_evidence
@@ -231,6 +231,8 @@ class _Fit:
         rows = stage_rows(model, stages, phase)
         display.stage_table(self.title, rows)
         log_facts({"stages": rows}, f"{name}-before")
+        if self.adapted:
+            display.facts("low-rank adapters", adapter_facts(phase, self.adapted))
         before = stage_hashes(model, stages, phase)
         average = MovingAverage() if phase.ema else None
         history = History(phase)

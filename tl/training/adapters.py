@@ -115,6 +115,12 @@ def _renamed(stage: Stage, model: nn.Module) -> Stage:
     return Stage(stage.name, tuple(names), stage.buffers)
 
 
+def adapter_facts(phase: Phase, layers: Sequence[str]) -> dict[str, str]:
+    """What a person should know about the adapters of a phase."""
+    kinds = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+    return {"rank": str(phase.lora_rank), "on": f"{len(layers)} attention layers ({kinds})"}
+
+
 def merge_adapters(model: nn.Module) -> None:
     """Add what adapters learned to the weights, and take them out: names are as before."""
     from peft.tuners.lora import LoraLayer
