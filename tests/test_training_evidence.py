@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import tl
 from tl import data, models, training
@@ -106,6 +106,35 @@ def test_without_a_cache_hooks_see_the_same(image_folder, weights, tmp_path):
     )
     assert hooked.similarity.drift == pytest.approx(cached.similarity.drift, rel=1e-4)
     assert len(hooked.similarity.stages) >= 4
+
+
+def test_a_network_that_cannot_be_traced_is_measured_all_the_same(image_folder, weights, tmp_path):
+    root, file = image_folder(splits={"train": 8, "val": 3}), weights()
+    cached, built, images = gather(root, weights=file, cache=tmp_path / "cache")
+
+    class Looks(type(built.model)):
+        def forward(self, x):
+            return super().forward(x if x.mean() > -1e9 else -x)
+
+    built.model.__class__ = Looks
+    config = tl.compose("train", [f"data.root={root}", f"cache.dir={tmp_path / 'other'}"])
+    found = training.gather_evidence(built, images, config.cache, seed=0)
+    assert found.similarity.quality.value == pytest.approx(
+        cached.similarity.quality.value, abs=0.06
+    )
+    assert found.similarity.drift == pytest.approx(cached.similarity.drift, rel=1e-4)
+
+
+def test_the_pretrainings_own_head_is_that_of_the_file(image_folder, weights):
+    file = weights()
+    _, built, images = gather(image_folder(), weights=file)
+    whole = timm.create_model(NET, num_classes=7).eval()
+    whole.load_state_dict(load_file(file))
+    weight, bias = models.pretrained_head(built)
+    batch = torch.stack([images.dataset("train", augment=False)[i]["image"] for i in range(4)])
+    with torch.inference_mode():
+        features = built.model.eval().forward_head(built.model.forward_features(batch), True)
+        torch.testing.assert_close(features @ weight.T + bias, whole(batch), atol=1e-5, rtol=1e-4)
 
 
 def test_random_weights_are_counted_and_not_measured(image_folder):
