@@ -66,7 +66,11 @@ def test_wheel_holds_code_and_configs_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {n for n in archive.namelist() if ".dist-info/" not in n}
     files = {
-        "tl": [*(REPO / "tl").rglob("*.py"), REPO / "tl" / "py.typed"],
+        "tl": [
+            *(REPO / "tl").rglob("*.py"),
+            REPO / "tl" / "py.typed",
+            REPO / "tl" / "advice" / "page.html",
+        ],
         "conf": [*(REPO / "conf").rglob("*.yaml"), REPO / "conf" / "__init__.py"],
         "pipelines": [*(REPO / "pipelines").rglob("*.py")],
     }
@@ -123,7 +127,7 @@ def test_installed_wheel_lists_its_pipelines(installed, tmp_path):
     where = run(installed / "python", "-c", "import tl.conf; print(tl.conf.__file__)", cwd=tmp_path)
     assert Path(where.stdout.strip()).is_relative_to(installed.parent)
     shown = run(installed / "tl", "--help", cwd=tmp_path).stdout
-    for name in ("demo", "evaluate", "export", "predict", "train"):
+    for name in ("advise", "demo", "evaluate", "export", "predict", "train"):
         assert re.search(rf"^  {name} ", shown, re.MULTILINE), f"{name} is missing in:\n{shown}"
     assert run(installed / "tl", "--version", cwd=tmp_path).stdout.split() == [
         "tl",

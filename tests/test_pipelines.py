@@ -404,12 +404,14 @@ def test_help_lists_every_pipeline_in_well_under_a_second():
     began = time.monotonic()
     done = script("--help")
     assert done.code == 0
-    for name in ("cache", "demo", "evaluate", "export", "predict", "train"):
+    for name in ("advise", "cache", "demo", "evaluate", "export", "predict", "train"):
         assert f"\n  {name}" in done.out
     assert time.monotonic() - began < 5, "torch was imported?"
 
 
-@pytest.mark.parametrize("name", ["cache", "demo", "evaluate", "export", "predict", "train"])
+@pytest.mark.parametrize(
+    "name", ["advise", "cache", "demo", "evaluate", "export", "predict", "train"]
+)
 def test_help_of_a_pipeline_shows_its_keys(tl, name):
     done = tl(name, "--help")
     assert done.code == 0
@@ -419,7 +421,7 @@ def test_help_of_a_pipeline_shows_its_keys(tl, name):
 
 def test_a_misspelt_pipeline_is_refused_with_the_nearest_name(tl):
     tl("trian").refused("no pipeline trian; did you mean train?")
-    tl("xyz").refused("there are cache, demo, evaluate, export, predict, train")
+    tl("xyz").refused("there are advise, cache, demo, evaluate, export, predict, train")
 
 
 @pytest.mark.slow

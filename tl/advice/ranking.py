@@ -12,6 +12,8 @@ from tl.advice.sections import Section, percent
 from tl.decision import Decision
 from tl.decision.evidence import Evidence, Score
 
+ADVISED, TIE = "→ ", "= "  # marks before a name
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -123,26 +125,29 @@ def best(candidates: Sequence[Candidate]) -> tuple[Candidate, str]:
 
 def ranking(candidates: Sequence[Candidate]) -> Section:
     """Table of the backbones that could be loaded, the best first."""
-    equal = {c.name for c in ties(candidates)}
-    chosen, why = best(candidates)
-    rows = [_row(c, chosen=c is chosen, tie=c.name in equal) for c in ranked(candidates)]
+    equal, (chosen, why) = ties(candidates), best(candidates)
+    order = ranked(candidates)
+    short = [c.name.partition(".")[0] for c in order]
+    rows = []
+    for c, name in zip(order, short, strict=True):
+        mark = ADVISED if c is chosen else TIE if c in equal and len(equal) > 1 else ""
+        rows.append(_row(c, f"{mark}{name if short.count(name) == 1 else c.name}"))
     note = (
-        f"{why} Quality: 0 is guessing, 100 is perfect, with its 95 % interval; LogME grows with "
-        "the number of classes and compares backbones on the same images only."
+        f"{why} {ADVISED}advised, {TIE}as good within the error. Quality: 0 is guessing, 100 is "
+        "perfect, with its 95 % interval; LogME grows with the number of classes and compares "
+        "backbones on the same images only."
     )
     return Section("backbones, the best first", "table", tuple(rows), note)
 
 
-def _row(c: Candidate, *, chosen: bool, tie: bool) -> dict[str, Any]:
+def _row(c: Candidate, name: str) -> dict[str, Any]:
     logme = c.evidence.scores.get("logme")
     return {
-        "backbone": c.name,
-        "": "advised" if chosen else "tie" if tie else "",
+        "backbone": name,
         "quality": percent(c.quality) if c.quality else "not measured",
         "LogME": "" if logme is None else f"{logme:.2f}",
-        "parameters": f"{c.evidence.backbone.parameters / 1e6:.1f} M",
+        "weights": f"{c.evidence.backbone.parameters / 1e6:.1f} M",
         "images/s": f"{c.cost.images_per_second:,.0f}",
-        "method": c.decision.method,
         "licence": short_licence(c.licence),
         "offline": c.offline,
     }

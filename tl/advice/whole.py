@@ -70,7 +70,7 @@ def candidate(
         asked: `model.weights` of the request.
         weights: Where they came from.
     """
-    places = {"hub": "hub; now in its cache here", "none": "random weights"}
+    places = {"hub": "hub cache", "none": "needs none"}
     return Candidate(
         evidence=evidence,
         decision=decision,
@@ -83,7 +83,7 @@ def candidate(
         ),
         weights=weights.source,
         licence=weights.licence,
-        offline=places.get(asked, "yes, a file"),
+        offline=places.get(asked, "file"),
     )
 
 
