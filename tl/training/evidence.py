@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,6 +33,7 @@ from tl.graph import SplitError
 from tl.models import RANDOM, BuiltModel, pretrained_head
 from tl.training.activations import Activations
 from tl.training.cached import Clean
+from tl.training.drift import batch_norm_drift
 from tl.training.probing import evaluating
 
 VERSION = 2  # of what is remembered; raise it when figures change their meaning
@@ -205,7 +206,8 @@ class _Pass:
             features, stages, forward = self._features(activations, phase, rows)
             seconds["pass"] = time.perf_counter() - began
             began = time.perf_counter()
-            drift = self._drift(rows[:DRIFT_IMAGES])
+            batches = self._batches(rows[:DRIFT_IMAGES])
+            drift = batch_norm_drift(self.built.model, batches, self.device)
             seconds["drift"] = time.perf_counter() - began
             began = time.perf_counter()
             flipped = self._flipped(rows[:FLIPPED], forward)
@@ -290,32 +292,6 @@ class _Pass:
                 handle.remove()
         return torch.cat(read, dim=1).float().cpu(), {k: stages[k] for k in sorted(stages)}
 
-    @torch.inference_mode()
-    def _drift(self, rows: pd.DataFrame) -> tuple[float, float] | None:
-        """Drift of the statistics of BatchNorm, and what chance would give for so many images."""
-        model = self.built.model
-        norms = {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm)}
-        norms = {n: m for n, m in norms.items() if m.running_mean is not None}
-        if not norms or len(rows) < 2:
-            return None
-        seen: dict[str, list[Tensor]] = {name: [] for name in norms}
-        hooks = [
-            module.register_forward_pre_hook(_moments_into(seen[name]))
-            for name, module in norms.items()
-        ]
-        try:
-            with evaluating(model, self.device):
-                for batch in self._batches(rows):
-                    model(batch.to(self.device))
-        finally:
-            for handle in hooks:
-                handle.remove()
-        pairs = [_drift_of(norms[n].cpu(), torch.cat(m, dim=1)) for n, m in seen.items() if m]
-        if not pairs:
-            return None
-        drift, floor = np.mean(pairs, axis=0)
-        return float(drift), float(floor)
-
     def _flipped(self, rows: pd.DataFrame, forward: Forward) -> dict[str, Rows]:
         found: dict[str, list[Tensor]] = {name: [] for name in FLIPS}
         for batch in self._batches(rows):
@@ -366,39 +342,6 @@ def _keeping(stages: dict[str, Tensor], name: str, channels: int) -> Callable[..
         stages[name] = (output.mean(dims) if dims else output).float().cpu()
 
     return hook
-
-
-def _moments_into(seen: list[Tensor]) -> Callable[..., None]:
-    """A hook that keeps mean and variance of each image and channel: (2, B, C)."""
-
-    def hook(_: nn.Module, args: Sequence[Tensor]) -> None:
-        values = args[0].flatten(2) if args[0].ndim > 2 else args[0][..., None]
-        variance, mean = torch.var_mean(values, dim=-1, correction=0)
-        seen.append(torch.stack([mean, variance]).double().cpu())
-
-    return hook
-
-
-def _drift_of(norm: _BatchNorm, moments: Tensor) -> tuple[float, float]:
-    """Squared distance of means and deviations in units of the pretraining's, mean over channels.
-
-    Args:
-        norm: With the statistics of the pretraining.
-        moments: Mean and variance of each image and channel, (2, N, C).
-
-    Returns:
-        The distance, and what it would be for images of the pretraining: the sampling variance of
-        the mean, and that of the deviation by the delta method.
-    """
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    mean, deviation = norm.running_mean.double(), (norm.running_var.double() + norm.eps).sqrt()
-    means, number = moments[0], moments.shape[1]
-    squares = moments[1] + (means - means.mean(dim=0)) ** 2  # about the common mean
-    spread = (squares.mean(dim=0) + norm.eps).sqrt()
-    distance = ((means.mean(dim=0) - mean) ** 2 + (spread - deviation) ** 2) / deviation**2
-    noise = means.var(dim=0) + squares.var(dim=0) / (4 * spread**2)
-    return float(distance.mean()), float((noise / number / deviation**2).mean())
 
 
 def _same(a: Rows, b: Rows) -> bool:
