@@ -23,6 +23,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stdout
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,9 @@ def append(file: Path, row: dict[str, Any]) -> None:
         out.write(json.dumps(row).encode() + b"\n")
 
 
+@cache
 def commit() -> str:
-    """Of the code that is measured."""
+    """Of the code that is measured: that which this process began with."""
     command = ["git", "-C", str(REPO), "rev-parse", "--short", "HEAD"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 

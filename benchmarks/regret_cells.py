@@ -57,10 +57,10 @@ def grid(quick: bool = False) -> list[Cell]:
     """All cells, those first that tell most: one seed and few backbones cover every set and amount.
 
     Args:
-        quick: A reduced grid: three amounts, two backbones, one seed.
+        quick: A reduced grid: every set, two amounts, one backbone, one seed.
     """
-    amounts = (5, 25, 100) if quick else (5, 25, 100, 10, 2)
-    backbones = BACKBONES[:2] if quick else BACKBONES
+    amounts = (5, 25) if quick else (5, 25, 100, 10, 2)
+    backbones = BACKBONES[: 1 if quick else None]
     cells = [
         Cell(name, amount, backbone, seed)
         for seed in SEEDS[: 1 if quick else None]

@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 from regret_cells import Cell
 
-from tl.config import Budget
-from tl.decision import Decision, Thresholds, decide
+from tl.decision import Thresholds
+from tl.decision.axes import read
 from tl.decision.evidence import Evidence
+from tl.decision.table import Choice, choose
 
 DEFAULT = 1.0  # the rate that a method has by itself
 ERRORS = 2  # paired standard errors below which a difference counts as none
@@ -62,13 +63,15 @@ class Judged:
         points = 100 * float(better.mean())
         return 0.0 if counted and better.mean() <= ERRORS * error else points
 
-    def decision(self, thresholds: Thresholds) -> Decision:
-        """What `finetune=auto` chooses."""
-        return decide(self.evidence, Budget.normal, thresholds=thresholds)
-
     def choice(self, thresholds: Thresholds) -> str:
-        """Key of the method that `finetune=auto` chooses."""
-        return method_key(self.decision(thresholds))
+        """Key of the method that `finetune=auto` chooses; the neighbour where it cannot be had.
+
+        Only the parts of the decision that choose a method: thresholds are fitted by thousands.
+        """
+        axes = read(self.evidence, thresholds)
+        found = choose(axes, self.evidence.backbone, self.evidence.amount.images, thresholds)
+        keys = [method_key(choice) for choice in found]
+        return next((key for key in keys if (key, DEFAULT) in self.fits), "linear_probe")
 
     def by_validation(self) -> str:
         """The method with the best val accuracy at its default rate, the earlier one in a tie."""
@@ -76,12 +79,9 @@ class Judged:
         return max(usual, key=lambda method: float(usual[method]["val_acc"]))
 
 
-def method_key(decision: Decision) -> str:
-    """The benchmark's name of what was decided."""
-    if decision.method == "lp_partial":
-        last = [*decision.finetune.phases.values()][-1].train_stages
-        return f"lp_partial_{last}"
-    return decision.method
+def method_key(choice: Choice) -> str:
+    """The benchmark's name of a choice."""
+    return f"lp_partial_{choice.stages}" if choice.method == "lp_partial" else choice.method
 
 
 def bits(text: str, number: int) -> np.ndarray:
@@ -138,32 +138,39 @@ def regrets(
     return np.array([cells[i].regret(method, counted=counted) for i, method in pairs])
 
 
-GRID: dict[str, tuple[float, ...]] = {
+GRID: dict[str, tuple[Any, ...]] = {
     "tiny": (3, 5, 10),
+    "least_images": (0, 30, 60),
     "small": (10, 20, 50),
+    "medium_images": (0, 100, 300),
     "quality": (0.3, 0.5, 0.7),
-    "concat_gain": (0.05, 0.1, 0.2),
-    "drift": (0.25, 0.5, 1.0),
+    "concat_gain": (0.05, 0.1),
+    "drift": (0.1, 0.2, 0.5),
+    "enough": (None, 0.9),
 }
 
 
 def leave_one_set_out(cells: Sequence[Judged]) -> dict[str, Thresholds]:
-    """For each set the thresholds with the least mean regret on the cells of all other sets."""
+    """For each set the thresholds with the least mean regret on the cells of all other sets.
+
+    The usual ones stay where the gain is within its standard error: with few cells the best of
+    thousands is best by luck.
+    """
     usual = Thresholds()
     values = itertools.product(*GRID.values())
     tried = [usual, *(replace(usual, **dict(zip(GRID, v, strict=True))) for v in values)]
-    table = np.array([[_regret(cell, thresholds) for cell in cells] for thresholds in tried])
+    known = [{m: c.regret(m) for m, rate in c.fits if rate == DEFAULT} for c in cells]
+    table = np.array([[k[c.choice(t)] for c, k in zip(cells, known, strict=True)] for t in tried])
     found = {}
     for name in {cell.cell.set for cell in cells}:
-        others = np.array([cell.cell.set != name for cell in cells])
-        means = table[:, others].mean(axis=1) if others.any() else table.mean(axis=1)
-        # In a tie the usual ones stay: they come first.
-        found[name] = tried[int(means.argmin())]
+        others = table[:, [cell.cell.set != name for cell in cells]]
+        found[name] = usual
+        if others.shape[1] > 1:
+            best = int(others.mean(axis=1).argmin())
+            gain = others[0] - others[best]
+            if gain.mean() > gain.std(ddof=1) / len(gain) ** 0.5:
+                found[name] = tried[best]
     return found
-
-
-def _regret(cell: Judged, thresholds: Thresholds) -> float:
-    return cell.regret(cell.choice(thresholds))
 
 
 # --- what people read ---------------------------------------------------------------------------
@@ -243,7 +250,7 @@ def _threshold_table(cells: Sequence[Judged]) -> str:
     lines = [f"| left out | {' | '.join(GRID)} |", "| --- |" + " --- |" * len(GRID)]
     rows = {"(default)": Thresholds(), **leave_one_set_out(cells)}
     for name, thresholds in rows.items():
-        lines.append(f"| {name} | {' | '.join(f'{getattr(thresholds, k):g}' for k in GRID)} |")
+        lines.append(f"| {name} | {' | '.join(str(getattr(thresholds, k)) for k in GRID)} |")
     return "\n".join(lines)
 
 
@@ -255,7 +262,7 @@ def _cell_table(cells: Sequence[Judged], auto: Sequence[str]) -> str:
     ]
     for judged_cell, method in zip(cells, auto, strict=True):
         c, best = judged_cell.cell, judged_cell.best
-        place = judged_cell.decision(Thresholds())
+        place = read(judged_cell.evidence, Thresholds())
         mine, top = judged_cell.fits[method, DEFAULT], judged_cell.fits[best]
         lines.append(
             f"| {c.set} | {c.per_class} | {c.backbone} | {c.seed} | {place.amount}, "
@@ -309,8 +316,8 @@ def _draw_accuracies(axis: Any, cells: Sequence[Judged]) -> None:
     means = 100 * table.groupby("a class").mean()
     styles = {"best of all fits": "k:", "auto": "C3-o"}
     for name in means.columns:
-        axis.plot(means.index, means[name], styles.get(name, "--"), label=name, markersize=4)
+        axis.plot(means.index, means[name], styles.get(name, "--."), label=name, markersize=4)
     axis.set_xscale("log")
     axis.set_xticks(list(means.index), [str(n) for n in means.index])
     axis.minorticks_off()
-    axis.set_xlabel("training images a class")
+    axis.set_xlabel("images a class")

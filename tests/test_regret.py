@@ -13,10 +13,11 @@ import pandas as pd
 import pytest
 
 from tl.data import ImageTable
-from tl.decision import Thresholds
+from tl.decision import Thresholds, decide, table_rows
 from tl.decision.evidence import Amount, Backbone, Evidence, Score, Similarity, StageScore
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+PAGE = BENCHMARKS.parent / "docs" / "decision-table.md"
 METHODS = ("linear_probe", "stage_probe", "lp_partial_1", "lp_partial_2", "lp_ft")
 RATES = (1.0, 3.0)
 TEST = 100
@@ -182,6 +183,8 @@ def test_the_choice_is_asked_of_the_decision_anew(module, results):
     cells = report.judged(results, METHODS)
     chosen = {cell.cell.per_class: cell.choice(Thresholds()) for cell in cells}
     assert chosen == {50: "lp_partial_2", 10: "lp_ft", 12: "lp_partial_1"}
+    for cell in cells:
+        assert cell.choice(Thresholds()).startswith(decide(cell.evidence).method)
     # Blind to quality, the last features seem good enough for everything.
     blind = [c.choice(Thresholds(quality=0.0)) for c in cells if c.cell.per_class == 10]
     assert "lp_ft" not in blind
@@ -235,3 +238,11 @@ def test_the_report_reads_a_file_and_draws(results, tmp_path):
     assert "| auto | 0.00 | 0.00 | 0.00 |" in done.stdout
     assert "always lp_ft" in done.stdout
     assert picture.stat().st_size > 10_000
+
+
+def test_the_page_has_the_table_of_the_code():
+    lines = PAGE.read_text().splitlines()
+    for row in table_rows():
+        [line] = [line for line in lines if line.startswith(f"| {row['amount']} |")]
+        cells = [cell.strip() for cell in line.split("|")[2:4]]
+        assert [cell.split("`")[1] for cell in cells] == [row["similar"], row["different"]]
