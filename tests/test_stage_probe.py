@@ -137,6 +137,7 @@ def test_an_earlier_stage_is_chosen_where_it_alone_knows_the_classes():
     assert found.kept["stage1"][0] > 10
     assert found.losses["stage1"] < found.losses["features"] - 0.2
     assert "features" not in found.choice or "stage1" in found.choice
+    assert found.facts()["why"].startswith(f"held-out Brier score {found.losses[found.choice]:.3f}")
 
 
 def test_the_last_features_stay_where_nothing_else_helps():
@@ -199,6 +200,7 @@ def test_odd_data_chooses_the_last_features_and_no_numbers_are_lost(case):
         labels = np.array([*labels[:-1], 7])
     found = select(values, labels, SIZES)
     assert found.choice == "features"
+    assert found.facts()["choice"].startswith("features: ")
     assert np.isfinite(found.mean).all()
     assert np.isfinite(found.scale).all()
 

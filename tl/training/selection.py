@@ -126,12 +126,14 @@ class Selection:
     def facts(self) -> dict[str, str]:
         """What a person should know."""
         parts = ", ".join(f"{n} of {of} {stage}" for stage, (n, of) in self.kept.items() if n)
-        ranked = sorted(self.losses.items(), key=lambda item: item[1])
+        ranked = sorted(self.losses, key=self.losses.__getitem__)
+        shown = dict.fromkeys([self.choice, next(iter(self.kept)), *ranked])
+        scores = [f"{self.losses[name]:.3f} {name}" for name in [*shown][:4] if self.losses]
         return {
             "choice": f"{self.choice}: {parts}",
-            "why": "held-out Brier score "
-            + ", ".join(f"{loss:.3f} {name}" for name, loss in ranked[:4])
-            if ranked
+            "why": f"held-out Brier score {', '.join(scores)}; more than the last features must "
+            "be better beyond its error"
+            if scores
             else "too few images to compare",
             "images": f"{self.images:,} of train",
         }
