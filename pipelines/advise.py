@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tl.advice import several
-from tl.config import AdviseConfig, CacheMode, ModelConfig
+from tl.config import AdviseConfig
 from tl.pipelines import loading, run
 
 if TYPE_CHECKING:
     from tl.advice import Candidate
-    from tl.data import ImageTable
 
 
 def advise(config: AdviseConfig) -> Candidate:
@@ -29,7 +28,7 @@ def advise(config: AdviseConfig) -> Candidate:
         RequestError: The request was wrong (`ConfigError`, `DataError`, `WeightsError`).
     """
     with loading():
-        from tl import advice, data, display, models
+        from tl import advice, data, display, models, runs
 
     asked = advice.models(config)
     for model in asked:
@@ -44,7 +43,8 @@ def advise(config: AdviseConfig) -> Candidate:
     candidates, failed = [], {}
     for model in asked:
         try:
-            candidates.append(_look(config, model, table))
+            display.say(f"measuring with {model.name}")
+            candidates.append(runs.look(config, model, table))
         except models.WeightsError as error:  # the others are still worth a comparison
             failed[model.name] = error
     if not candidates:
@@ -56,29 +56,6 @@ def advise(config: AdviseConfig) -> Candidate:
     display.say("\n".join(("", *heading, "")))
     display.sections(sections)
     return chosen
-
-
-def _look(config: AdviseConfig, model: ModelConfig, table: ImageTable) -> Candidate:
-    """One backbone: what it shows of the images, what follows, and what that would cost."""
-    from tl import advice, data, decision, display, finetuning, models, training
-
-    display.say(f"measuring with {model.name}")
-    built = models.build_model(model, table.classes)
-    images = data.ImageDataModule.from_config(table, built.preprocessing, config)
-    evidence = training.gather_evidence(built, images, config.cache, seed=config.seed)
-    chosen = decision.decide(
-        evidence,
-        config.finetune.budget,
-        batch_size=config.data.batch_size,
-        amount=config.amount,
-        similarity=config.similarity,
-        given=config.finetune,
-    )
-    sizes = {"train_images": len(table.split("train")), "batch_size": config.data.batch_size}
-    plan = finetuning.build_plan(chosen.finetune, built, **sizes)
-    cached = config.cache.mode is not CacheMode.off
-    cost = training.estimate(plan, built, images, cached=cached)
-    return advice.candidate(evidence, chosen, cost, model.weights, built.weights)
 
 
 def main(argv: list[str] | None = None) -> None:

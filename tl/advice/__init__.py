@@ -8,7 +8,7 @@ from __future__ import annotations
 from tl.advice.asking import models, several
 from tl.advice.ranking import Candidate, Cost, best, ranking
 from tl.advice.sections import Section, brief
-from tl.advice.whole import candidate, heading, sections
+from tl.advice.whole import heading, sections
 from tl.advice.writing import AdviceError, write
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "Section",
     "best",
     "brief",
-    "candidate",
     "heading",
     "models",
     "ranking",

@@ -50,7 +50,7 @@ class Curve:
             # error(n) = error(1) * n^-b, and b follows from the error on half of the images.
             error = max(1.0 - quality, 1.0 - BEST)
             power = math.log2(max(error + more_data, 1.0 - BEST) / error)
-            return error * (1.0 - ratio**-power)
+            return error * (1.0 - math.pow(ratio, -power))
 
         return gain
 

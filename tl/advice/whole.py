@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from tl.advice.details import (
     cost_facts,
@@ -15,76 +14,9 @@ from tl.advice.details import (
     next_steps,
     plan_table,
 )
-from tl.advice.ranking import Candidate, Cost, best, ranking
+from tl.advice.ranking import Candidate, best, ranking
 from tl.advice.sections import Section, brief
 from tl.config import AdviseConfig
-from tl.decision import Decision
-from tl.decision.evidence import Evidence
-
-
-class Measured(Protocol):
-    """What `tl.training.estimate` returns."""
-
-    @property
-    def images_per_second(self) -> float:
-        """Of the forward pass."""
-
-    @property
-    def decode_ms(self) -> float:
-        """Of one image."""
-
-    @property
-    def phase_seconds(self) -> Mapping[str, float]:
-        """At most."""
-
-    @property
-    def memory_bytes(self) -> float:
-        """At the peak."""
-
-    @property
-    def parameters(self) -> int:
-        """That train at once, at most."""
-
-
-class Origin(Protocol):
-    """What a model knows of its weights."""
-
-    @property
-    def source(self) -> str:
-        """A timm tag, a file name, or `random`."""
-
-    @property
-    def licence(self) -> str:
-        """As the source states it."""
-
-
-def candidate(
-    evidence: Evidence, decision: Decision, cost: Measured, asked: str, weights: Origin
-) -> Candidate:
-    """A backbone with all that is known of it.
-
-    Args:
-        evidence: What was measured.
-        decision: What follows.
-        cost: What training would take.
-        asked: `model.weights` of the request.
-        weights: Where they came from.
-    """
-    places = {"hub": "hub cache", "none": "needs none"}
-    return Candidate(
-        evidence=evidence,
-        decision=decision,
-        cost=Cost(
-            cost.images_per_second,
-            cost.decode_ms,
-            dict(cost.phase_seconds),
-            cost.memory_bytes,
-            cost.parameters,
-        ),
-        weights=weights.source,
-        licence=weights.licence,
-        offline=places.get(asked, "file"),
-    )
 
 
 def heading(

@@ -25,6 +25,7 @@ from tl.runs.folder import (
     run_name,
     write_model,
 )
+from tl.runs.looking import look
 
 if TYPE_CHECKING:  # so that `tl train --help` loads neither torch nor pandas
     from tl.data import ImageTable
@@ -45,6 +46,7 @@ __all__ = [
     "job_facts",
     "job_params",
     "labels",
+    "look",
     "open_run",
     "read_config",
     "records",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tl.config import ConfigError, FinetuneConfig, HeadKind, TrainConfig
+from tl.config import AdviseConfig, ConfigError, FinetuneConfig, HeadKind, TrainConfig
 from tl.decision.evidence import Evidence
 from tl.runs.folder import RunError, RunFolder, run_name, write_model
 
@@ -168,7 +168,7 @@ def decide_or_keep(
     if config.finetune.method != AUTO:
         return config, fitting(built, config, table), None
     asked = config
-    advice = Advice.read(folder.path) if folder.resumed else _measured(asked, table, built)
+    advice = Advice.read(folder.path) if folder.resumed else measured(asked, table, built)
     config = advice.config(asked)
     try:
         return config, fitting(built, config, table), advice
@@ -180,7 +180,8 @@ def decide_or_keep(
     return config, fitting(built, config, table), advice
 
 
-def _measured(config: TrainConfig, table: ImageTable, built: BuiltModel) -> Advice:
+def measured(config: TrainConfig | AdviseConfig, table: ImageTable, built: BuiltModel) -> Advice:
+    """Measure the training images with a backbone, and decide."""
     from tl.data import ImageDataModule
     from tl.decision import decide
     from tl.training import gather_evidence

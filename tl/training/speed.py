@@ -150,7 +150,8 @@ def _seconds(work: Callable[[], object]) -> float:
     figure: what one core alone would need.
     """
     work()
-    found, deadline = [], time.perf_counter() + TRY_SECONDS
+    found: list[float] = []
+    deadline = time.perf_counter() + TRY_SECONDS
     while len(found) < TRIES or time.perf_counter() < deadline:
         began, used = time.perf_counter(), time.process_time()
         work()
