@@ -314,7 +314,7 @@ def _draw_accuracies(axis: Any, cells: Sequence[Judged]) -> None:
         for cell in cells
     )
     means = 100 * table.groupby("a class").mean()
-    styles = {"best of all fits": "k:", "auto": "C3-o"}
+    styles = {"best of all fits": "k:x", "auto": "C3-o"}
     for name in means.columns:
         axis.plot(means.index, means[name], styles.get(name, "--."), label=name, markersize=4)
     axis.set_xscale("log")
