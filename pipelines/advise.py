@@ -43,7 +43,6 @@ def advise(config: AdviseConfig) -> Candidate:
     candidates, failed = [], {}
     for model in asked:
         try:
-            display.say(f"measuring with {model.name}")
             candidates.append(runs.look(config, model, table))
         except models.WeightsError as error:  # the others are still worth a comparison
             failed[model.name] = error

@@ -89,6 +89,7 @@ def gather_evidence(
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = table.split("train").drop_duplicates("sha256")
     rows = rows.iloc[sample(rows["label"].to_numpy(np.int64), seed)]
+    display.say(f"measuring {len(rows):,} training images with {built.name}")
     found, seconds = _Pass(built, images, cache, device).run(rows)
     measured = measure(
         found, evidence.amount, evidence.backbone, seed=seed, native_side=evidence.native_side
