@@ -343,7 +343,7 @@ def test_advise_ranks_backbones_and_goes_on_without_one_that_cannot_be_loaded(
     assert {p.name for p in (tmp_path / "advice").iterdir()} == names
     for text in ("backbones, the best first", "how to transfer", "time and memory"):
         assert text in done.out
-    assert "- test_vit: model.weights: " in done.out, "one that cannot be loaded stops nothing"
+    assert "- test_vit: model.weights:" in done.out, "one that cannot be loaded stops nothing"
     found = Evidence.from_dict(json.loads((tmp_path / "advice/evidence.json").read_text()))
     assert (found.amount.images, found.amount.classes) == (24, 3)
     assert found.similarity is not None
