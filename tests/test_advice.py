@@ -258,6 +258,9 @@ def test_the_chart_stays_inside_its_frame():
         assert 0 <= point["high"] <= point["y"] <= point["low"] <= drawn["bottom"]
     perfect = chart(learning_curve(evidence((0.5, 0.96), 0.02, more=Score(0.001, 0.01))).rows)
     assert perfect["quality"][-1][1] == "100", "the axis ends where the intervals do"
+    rows = learning_curve(evidence((0.5, 0.99), 0.001, more=Score(0.001, 0.001))).rows
+    nearly = chart([{**row, "low": 0.985, "high": 0.995} for row in rows])
+    assert [nearly["quality"][end][1] for end in (0, -1)] == ["90", "100"], "not above 100"
     texts = [float(text) for _, text in drawn["quality"]]
     assert texts == sorted(texts)
     assert len(texts) <= 7

@@ -39,7 +39,10 @@ def chart(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     high = float(min(max(r["high"] for r in rows), 1.0))
     step = next((s for s in (0.02, 0.05, 0.1, 0.2) if (high - low) / s <= 5), 0.5)
     bottom = math.floor(low / step + ROUNDING) * step
-    top = max(math.ceil(high / step - ROUNDING) * step, bottom + max(step, LEAST_SPAN))
+    span = max(step, LEAST_SPAN)
+    top = max(math.ceil(high / step - ROUNDING) * step, bottom + span)
+    if top > 1:  # there is no quality above 1
+        bottom, top = min(bottom, 1 - span), 1.0
     most = int(max(r["images"] for r in rows))
 
     def x(images: float) -> float:

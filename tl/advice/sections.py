@@ -117,7 +117,7 @@ def percent(score: Score) -> str:
         '62 (56 to 68)'
     """
     low, high = clipped(score)
-    return f"{100 * score.value:.0f} ({100 * low:.0f} to {100 * high:.0f})"
+    return f"{round(100 * score.value)} ({round(100 * low)} to {round(100 * high)})"
 
 
 def clipped(score: Score) -> tuple[float, float]:
