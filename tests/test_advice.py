@@ -19,7 +19,7 @@ from tl.advice.text import markdown
 from tl.advice.whole import sections
 from tl.advice.writing import plan_yaml
 from tl.config import AdviseConfig, ConfigError, ModelConfig, compose
-from tl.decision import decide
+from tl.decision import Cost, decide
 from tl.decision.evidence import (
     Amount,
     Backbone,
@@ -77,7 +77,7 @@ def evidence(
 
 
 def candidate(found: Evidence, speed=100.0, **changes) -> advice.Candidate:
-    cost = advice.Cost(speed, 2.0, {"head": 30.0, "last": 50.0}, 1.5e9, 1_000)
+    cost = Cost(speed, 2.0, {"head": 30.0, "last": 50.0}, 1.5e9, 1_000)
     given = advice.Candidate(
         found, decide(found), cost, f"{found.backbone.name}.pth", "Apache-2.0", "file"
     )

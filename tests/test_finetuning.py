@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from methods import SIZE
 from torch import nn
 
 from tl.bundle import Preprocessing
@@ -22,15 +23,6 @@ from tl.finetuning import (
     trainable_stages,
 )
 from tl.models import BuiltModel, Stage, Weights, find_stages
-
-SIZE = {
-    "input_size": (3, 32, 32),
-    "mean": (0.5,) * 3,
-    "std": (0.5,) * 3,
-    "interpolation": "bicubic",
-    "crop_pct": 1.0,
-    "crop_mode": "center",
-}
 
 
 def plan_for(model, *overrides, images=5000, batch=32, source="some.safetensors"):

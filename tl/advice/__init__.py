@@ -6,7 +6,7 @@ Torch-free: it takes what others measured as plain values.
 from __future__ import annotations
 
 from tl.advice.asking import models, several
-from tl.advice.ranking import Candidate, Cost, best, ranking
+from tl.advice.ranking import Candidate, best, ranking
 from tl.advice.sections import Section, brief
 from tl.advice.whole import heading, sections
 from tl.advice.writing import AdviceError, write
@@ -14,7 +14,6 @@ from tl.advice.writing import AdviceError, write
 __all__ = [
     "AdviceError",
     "Candidate",
-    "Cost",
     "Section",
     "best",
     "brief",

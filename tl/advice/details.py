@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tl.advice import forecast
-from tl.advice.ranking import Candidate, Cost
+from tl.advice.ranking import Candidate
 from tl.advice.sections import Section, percent, points
 from tl.config import AdviseConfig, FinetuneConfig, PhaseConfig
-from tl.decision import Decision
+from tl.decision import Cost, Decision
 from tl.decision.evidence import Evidence, Score
 
 ALL = -1

@@ -4,39 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tl.advice.sections import Section, percent
-from tl.decision import Decision
+from tl.decision import Cost, Decision
 from tl.decision.evidence import Evidence, Score
 
 ADVISED, TIE = "→ ", "= "  # marks before a name
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What training by the plan takes at most on this machine, estimated.
-
-    Args:
-        images_per_second: Forward passes of the whole network, without decoding.
-        decode_ms: Reading and preparing one image, in milliseconds.
-        phase_seconds: Of each phase, where no early stop ends it.
-        memory_bytes: Peak of the process.
-        parameters: Most parameters that train at once.
-    """
-
-    images_per_second: float
-    decode_ms: float
-    phase_seconds: Mapping[str, float]
-    memory_bytes: float
-    parameters: int
-
-    @property
-    def seconds(self) -> float:
-        """Of all phases."""
-        return sum(self.phase_seconds.values())
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tl.decision.axes import Axes
+from tl.decision.cost import Cost
 from tl.decision.deciding import Decision, decide
 from tl.decision.recipes import METHODS, recipe
 from tl.decision.table import table_rows
@@ -15,6 +16,7 @@ __all__ = [
     "TIERS",
     "UNKNOWN",
     "Axes",
+    "Cost",
     "Decision",
     "Thresholds",
     "decide",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tl.advice import Candidate, Cost
+from tl.advice import Candidate
 from tl.config import AdviseConfig, CacheMode, ConfigError, ModelConfig
 from tl.runs.deciding import measured
 
@@ -52,13 +52,7 @@ def look(config: AdviseConfig, model: ModelConfig, table: ImageTable) -> Candida
     return Candidate(
         evidence=advice.evidence,
         decision=decision,
-        cost=Cost(
-            cost.images_per_second,
-            cost.decode_ms,
-            cost.phase_seconds,
-            cost.memory_bytes,
-            cost.parameters,
-        ),
+        cost=cost,
         weights=built.weights.source,
         licence=built.weights.licence,
         offline=PLACES.get(model.weights, "file"),

@@ -42,7 +42,7 @@ from tl.training.lightning import (
     quiet_fit,
 )
 from tl.training.selection import select_features
-from tl.training.speed import Estimate, estimate
+from tl.training.speed import estimate
 from tl.training.state import (
     PhaseResult,
     load_kept,
@@ -55,7 +55,6 @@ from tl.training.state import (
 
 __all__ = [
     "AtomicCheckpointIO",
-    "Estimate",
     "FitResult",
     "PhaseResult",
     "TrainingError",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import psutil
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from tl.data.datamodule import ImageDataModule
+from tl.decision import Cost
 from tl.finetuning import Phase, Plan, freeze
 from tl.models import HEAD, BuiltModel
 from tl.training.activations import HEAD_VIEWS, VIEWS
@@ -23,31 +23,7 @@ EPOCH_SECONDS = 0.02  # of Lightning, beside its steps
 ADAM = 2  # numbers that AdamW keeps for each one that trains
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What training by a plan takes at most, on this machine's processor.
-
-    Args:
-        images_per_second: Forward passes of the whole network in PyTorch, without decoding.
-        decode_ms: Reading and preparing one image, all loaders at work, in milliseconds.
-        phase_seconds: Of each phase if no early stop ends it.
-        memory_bytes: Peak of the process: what it holds now, gradients, optimizer, activations.
-        parameters: Most parameters that train at once.
-    """
-
-    images_per_second: float
-    decode_ms: float
-    phase_seconds: dict[str, float]
-    memory_bytes: float
-    parameters: int
-
-    @property
-    def seconds(self) -> float:
-        """Of all phases."""
-        return sum(self.phase_seconds.values())
-
-
-def estimate(plan: Plan, built: BuiltModel, data: ImageDataModule, *, cached: bool) -> Estimate:
+def estimate(plan: Plan, built: BuiltModel, data: ImageDataModule, *, cached: bool) -> Cost:
     """Time a forward pass, decoding, and one step of each phase on a few images.
 
     Args:
@@ -74,7 +50,7 @@ def estimate(plan: Plan, built: BuiltModel, data: ImageDataModule, *, cached: bo
         extra = max(extra, 4.0 * (1 + ADAM) * trained + activations)
         most = max(most, trained)
     resident = psutil.Process().memory_info().rss
-    return Estimate(1 / forward, 1e3 * decode, seconds, resident + extra, most)
+    return Cost(1 / forward, 1e3 * decode, seconds, resident + extra, most)
 
 
 def _inputs(data: ImageDataModule) -> tuple[Tensor, float]:
