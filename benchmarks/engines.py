@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -30,6 +31,7 @@ from torch.utils.data import DataLoader
 import tl  # noqa: F401  # sets the wait policy of OpenMP
 from tl.config import ModelConfig
 from tl.data.datamodule import ImageDataset
+from tl.data.stores import Images
 from tl.data.transforms import eval_transform
 from tl.engine import choose_engine, workers_and_threads
 from tl.engine.comparing import relative_difference
@@ -94,7 +96,12 @@ def engines(prefix: nn.Module, images: Tensor, device: torch.device, memory: Pat
 
 def passes(built: BuiltModel, prefix: nn.Module, files: list[Path]) -> None:
     """Print the table of workers and threads."""
-    data = ImageDataset(files, [0] * len(files), eval_transform(built.preprocessing), seed=0)
+    data = ImageDataset(
+        Images.of_files(Path(), list(map(str, files))),
+        np.zeros(len(files), np.int64),
+        eval_transform(built.preprocessing),
+        seed=0,
+    )
     begin = time.perf_counter()
     first = torch.stack([data[i]["image"] for i in range(16)])
     decode = (time.perf_counter() - begin) / 16

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 import tl
 from tl.config import TrainConfig
-from tl.data import ImageDataModule, read_folder
+from tl.data import ImageDataModule, read_table
 from tl.finetuning import Phase, build_plan, freeze, parameter_groups, set_modes
 from tl.models import BuiltModel, build_model
 from tl.module import warmup_cosine
@@ -33,7 +33,7 @@ def parts(settings: list[str]) -> Parts:
     """Config, model, images and first phase of a job."""
     config = tl.compose("train", settings)
     torch.manual_seed(config.seed)
-    table = read_folder(config.data, seed=config.seed, cache_dir=config.cache.path())
+    table = read_table(config.data, seed=config.seed, cache_dir=config.cache.path())
     built = build_model(config.model, table.classes, pretrained=config.finetune.pretrained)
     images = ImageDataModule.from_config(table, built.preprocessing, config)
     number = len(table.split("train"))

@@ -19,7 +19,7 @@ from images import ASSETS, FOUR, every_image
 from PIL import Image, ImageOps
 
 from tl.config import DataConfig
-from tl.data import ImageTable, read_folder
+from tl.data import ImageTable, read_table
 
 AMOUNTS = (2, 5, 10, 25, 100)  # training images a class
 BACKBONES = ("tf_mobilenetv3_small_100", "regnetx_002", "mobilenetv2_100")
@@ -101,7 +101,7 @@ def read_set(name: str, work: Path, assets: Path = ASSETS) -> ImageTable:
     """The checked images of a set, copies of one image left out, splits not yet made."""
     folder = small_copies(name, work, assets)
     config = DataConfig(root=str(folder))
-    table = read_folder(config, seed=0, cache_dir=work / "cache", required_splits=("train",))
+    table = read_table(config, seed=0, cache_dir=work / "cache", required_splits=("train",))
     rows = table.rows.drop_duplicates("sha256", keep=False).reset_index(drop=True)
     return ImageTable(table.root, table.classes, rows)
 

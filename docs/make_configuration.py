@@ -72,6 +72,8 @@ def _escape(text: str) -> str:
 def _kind(hint: Any, limits: typing.Mapping[str, Any]) -> str:
     """The kind of a value and its limits, in words."""
     options = [o for o in typing.get_args(hint) if o is not type(None)]
+    if hint is Any:
+        return "text or list, or null"
     if typing.get_origin(hint) is list:
         return f"list: {_kind(options[0], limits)}"
     if typing.get_origin(hint) is dict:

@@ -37,7 +37,7 @@ def advise(config: AdviseConfig) -> Candidate:
     folder = Path(config.output_dir or f"runs/{stamp}_advise_{data_name}").absolute()
     # A table of (image, label, split), every image looked at once
     with display.bar("checking images") as progress:
-        table = data.read_folder(
+        table = data.read_table(
             config.data, seed=config.seed, cache_dir=config.cache.path(), progress=progress
         )
     candidates, failed = [], {}

@@ -35,7 +35,7 @@ def evaluate(config: EvaluateConfig) -> Report:
 
     bundle = Bundle.load(config.bundle)
     with display.bar("checking images") as progress:
-        table = data.read_folder(
+        table = data.read_table(
             config.data,
             seed=0,
             cache_dir=config.cache.path(),

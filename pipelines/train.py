@@ -30,7 +30,7 @@ def train(config: TrainConfig) -> TrainResult:
     models.check_request(asked.model, pretrained=asked.finetune.pretrained)
     # A table of (image, label, split), every image looked at once
     with display.bar("checking images") as progress:
-        table = data.read_folder(
+        table = data.read_table(
             asked.data, seed=asked.seed, cache_dir=asked.cache.path(), progress=progress
         )
     # Backbone, new head, stages, and the preprocessing of these very weights

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tl.bundle import Preprocessing
 from tl.config import compose
-from tl.data import read_folder
+from tl.data import read_table
 from tl.data.datamodule import ImageDataModule
 from tl.finetuning import Plan, build_plan
 from tl.models import BuiltModel, Weights, build_model, find_stages
@@ -90,7 +90,7 @@ def run(data: Path, folder: Path, *overrides: str, classes: int = 3) -> Run:
     """Train by a plan, or go on with it, as `tl train` does between reading and judging."""
     config = compose("train", [*SMALL, *overrides], {"data.root": str(data)})
     prepare(config.trainer, config.seed)
-    table = read_folder(config.data, seed=config.seed, cache_dir=config.cache.path())
+    table = read_table(config.data, seed=config.seed, cache_dir=config.cache.path())
     built = build_model(config.model, classes)
     start = {name: value.clone() for name, value in built.model.state_dict().items()}
     images = ImageDataModule.from_config(table, built.preprocessing, config)

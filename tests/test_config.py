@@ -74,7 +74,7 @@ def test_compose_works_inside_hydra(tmp_path):
         ("finetune.precision=8-bit", "finetune.precision must be one of 32-true, 16-mixed"),
         ("model=resnet19", "no preset model=resnet19; did you mean model=resnet18?"),
         ("finetune=lpft", "no preset finetune=lpft; did you mean finetune=lp_ft?"),
-        ("data=x", "data is a group of keys: root, val_fraction"),
+        ("data=x", "data is a group of keys: root, table"),
         ("seed=1,x", "seed must be a whole number, got 'x'"),
         ("data.root='", 'cannot read "data.root=\'": write key=value'),
     ],

@@ -15,7 +15,7 @@ from torch import nn
 
 from tl.bundle import Preprocessing
 from tl.config import AugmentConfig, AutoAugment, DataConfig
-from tl.data import DataError, ImageDataModule, ImageDataset, read_folder, train_transform
+from tl.data import DataError, ImageDataModule, ImageDataset, read_table, train_transform
 from tl.data.datamodule import EpochSampler, default_workers, mixed_seed
 
 PREPROCESSING = Preprocessing((3, 24, 24), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bilinear", 0.9)
@@ -30,7 +30,7 @@ STRONG = AugmentConfig(
 
 
 def data_of(root, *, augment=STRONG, batch_size=4, num_workers=0, seed=0):
-    table = read_folder(DataConfig(root=str(root)), seed=seed, cache_dir=None)
+    table = read_table(DataConfig(root=str(root)), seed=seed, cache_dir=None)
     return ImageDataModule(
         table, PREPROCESSING, augment, batch_size=batch_size, num_workers=num_workers, seed=seed
     )
@@ -54,12 +54,12 @@ def order(batches):
 
 
 def test_item_is_a_function_of_seed_epoch_and_index(image_folder):
-    table = read_folder(DataConfig(root=str(image_folder())), seed=0, cache_dir=None)
-    labels = table.split("train")["label"].tolist()
+    table = read_table(DataConfig(root=str(image_folder())), seed=0, cache_dir=None)
+    labels = table.targets("train")
 
     def make(seed):
         transform = train_transform(STRONG, PREPROCESSING)
-        return ImageDataset(table.paths("train"), labels, transform, seed=seed)
+        return ImageDataset(table.images("train"), labels, transform, seed=seed)
 
     one, other = make(0), make(1)
     first = one[2, 5]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tl.config import BadImages, DataConfig
 from tl.cores import usable_cores
-from tl.data import DataError, read_folder
+from tl.data import DataError, read_table
 from tl.data.check import cache_path
 
 
@@ -37,7 +37,7 @@ def read(root, cache_dir=None, **options):
     names = ("required_splits", "classes", "progress")
     arguments = {name: options.pop(name) for name in names if name in options}
     config = DataConfig(root=str(root), **options)
-    return read_folder(config, seed=0, cache_dir=cache_dir, **arguments)
+    return read_table(config, seed=0, cache_dir=cache_dir, **arguments)
 
 
 def problems_of(root, **options):
@@ -82,7 +82,7 @@ def test_flat_folder_is_split_by_content(tmp_path):
     assert counts["train"]["cat"] + counts["val"]["cat"] == 40
     assert 4 <= counts["val"]["cat"] <= 16
     taken = len(table.split("val"))
-    expected = f"no folder val: took {taken} of 80 images ({taken / 80:.1%}) for val, chosen by"
+    expected = f"no val: took {taken} of 80 images ({taken / 80:.1%}) for val, chosen by"
     assert table.notes == [f"{expected} content and seed 0"]
 
 
@@ -259,7 +259,7 @@ def test_two_folders_for_one_split(image_folder):
 def test_class_too_small_to_split(tmp_path):
     root = write_flat(tmp_path / "pets", {"cat": 5, "dog": 1, "eel": 1})
     assert problems_of(root).startswith(
-        "no folder val, and dog, eel cannot be split into train and"
+        "there is no val, and dog, eel cannot be split into train and"
     )
 
 

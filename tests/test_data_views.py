@@ -9,7 +9,8 @@ import torch
 
 from tl.bundle import Preprocessing
 from tl.config import AugmentConfig, DataConfig
-from tl.data import read_folder
+from tl.data import read_table
+from tl.data.stores import Images
 from tl.data.transforms import eval_transform
 from tl.data.views import ViewDataset, is_random, view_key, view_loader
 
@@ -19,13 +20,13 @@ LIGHT = AugmentConfig(hflip=0.5, crop_scale=[0.5, 1.0])
 
 @pytest.fixture
 def table(image_folder):
-    return read_folder(DataConfig(root=str(image_folder())), seed=0, cache_dir=None)
+    return read_table(DataConfig(root=str(image_folder())), seed=0, cache_dir=None)
 
 
 def views_of(table, numbers, *, seed=0, order=slice(None), root=None, augment=LIGHT):
     rows = table.split("train")[order]
     return ViewDataset(
-        [(root or table.root) / path for path in rows["path"]],
+        Images.of_files(root or table.root, rows["path"]),
         rows["sha256"].tolist(),
         numbers,
         augment=augment,

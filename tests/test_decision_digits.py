@@ -18,7 +18,7 @@ from scipy import ndimage
 
 import tl
 from tl.config import Budget
-from tl.data import read_folder
+from tl.data import read_table
 from tl.data.digits import write_digits
 from tl.decision import decide
 
@@ -90,7 +90,7 @@ def cell(regret, weights, tmp_path_factory):
                 "cache.dir": str(folder / "cache"),
             },
         )
-        table = read_folder(config.data, seed=0, cache_dir=None)
+        table = read_table(config.data, seed=0, cache_dir=None)
         name = regret["cells"].Cell(kind, per_class, "test_efficientnet", 0)
         return regret["fits"].Setting(name, table, config, folder)
 

@@ -9,7 +9,7 @@ import pytest
 
 import tl
 from tl.config import ConfigError, DataConfig, ModelConfig, compose
-from tl.data import read_folder
+from tl.data import read_table
 from tl.finetuning import build_plan
 from tl.models import build_model
 from tl.runs import (
@@ -34,7 +34,7 @@ def job(image_folder):
         ["experiment=smoke", "finetune=partial", "model=test_efficientnet"],
         {"data.root": str(root)},
     )
-    table = read_folder(DataConfig(root=str(root)), seed=0, cache_dir=None)
+    table = read_table(DataConfig(root=str(root)), seed=0, cache_dir=None)
     built = build_model(ModelConfig(name="test_efficientnet", weights="none"), 3)
     plan = build_plan(config.finetune, built, train_images=18, batch_size=8)
     return config, table, built, plan

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tl.config import ActivationsConfig, DataConfig, ModelConfig, compose
-from tl.data import ImageDataModule, read_folder
+from tl.data import ImageDataModule, read_table
 from tl.finetuning import build_plan
 from tl.models import build_model
 from tl.module import TrainingError
@@ -65,7 +65,7 @@ def job(image_folder):
     """Model, data and plan of a small job of eight epochs."""
     root = image_folder()
     config = compose("train", ["finetune=lp_ft", "finetune.epochs=8"], {"data.root": str(root)})
-    table = read_folder(DataConfig(root=str(root)), seed=0, cache_dir=None)
+    table = read_table(DataConfig(root=str(root)), seed=0, cache_dir=None)
     built = build_model(ModelConfig(name="test_resnet", weights="none", image_size=32), 3)
     images = ImageDataModule(
         table, built.preprocessing, config.augment, batch_size=8, num_workers=0, seed=0

@@ -35,7 +35,7 @@ def gather(root, *, name=NET, weights="none", mode="auto", cache=None, seed=0):
     overrides = [f"data.root={root}", f"model.name={name}", f"model.weights={weights}"]
     overrides += [f"cache.mode={mode}", "data.num_workers=0"]
     config = tl.compose("train", overrides + ([f"cache.dir={cache}"] if cache else []))
-    table = data.read_folder(config.data, seed=0, cache_dir=config.cache.path())
+    table = data.read_table(config.data, seed=0, cache_dir=config.cache.path())
     built = models.build_model(config.model, table.classes)
     images = data.ImageDataModule.from_config(table, built.preprocessing, config)
     return training.gather_evidence(built, images, config.cache, seed=seed), built, images

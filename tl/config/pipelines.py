@@ -9,15 +9,15 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from tl.config.data import BadImages, DataConfig
 from tl.config.schemas import (
     AUTO,
     ActivationsConfig,
     AugmentConfig,
-    BadImages,
     CacheConfig,
-    DataConfig,
     ExportConfig,
     FinetuneConfig,
+    Imbalance,
     ModelConfig,
     TrackingConfig,
 )
@@ -42,6 +42,12 @@ class TrainConfig(Request):
     trainer: dict[str, Any] = setting(factory=dict, help="arguments of pytorch_lightning.Trainer")
     callbacks: dict[str, Any] = setting(factory=dict, help="further Lightning callbacks, by name")
     logger: dict[str, Any] = setting(factory=dict, help="further Lightning loggers, by name")
+    imbalance: Imbalance = setting(
+        Imbalance.auto,
+        "classes of different sizes: weights in the loss; sampler: draw all classes equally; "
+        "focal loss; logit_adjustment; none; auto: by the counts of train, and says so",
+        common=True,
+    )
     amount: str | None = setting(
         None,
         "finetune=auto: how much data there is, instead of what is counted: tiny (below 5 images a "

@@ -12,40 +12,6 @@ from omegaconf import MISSING
 from tl.config.settings import Checked, setting
 
 
-class BadImages(Enum):
-    """What to do with a file that cannot be decoded."""
-
-    fail = "fail"
-    skip = "skip"
-
-
-@dataclass
-class DataConfig(Checked):
-    """Where the images are and how they are read."""
-
-    root: str = setting(MISSING, "folder with <class>/* or train|val[|test]/<class>/*", common=True)
-    val_fraction: float = setting(
-        0.2,
-        "share of train taken for val where the folder has no val",
-        above=0,
-        high=0.9,
-        common=True,
-    )
-    batch_size: int = setting(32, "images per step, over all devices", low=1, common=True)
-    num_workers: int | None = setting(
-        None, "loader processes; default: the cores that this process may use, at most 8", low=0
-    )
-    check: bool = setting(True, "decode every image once before training (remembered in the cache)")
-    bad_images: BadImages = setting(
-        BadImages.fail,
-        "fail: stop and list unreadable files; skip: leave them out and list them",
-        common=True,
-    )
-    max_pixels: int = setting(
-        178_956_970, "refuse larger images (decompression bombs), pixels", low=1
-    )
-
-
 @dataclass
 class ModelConfig(Checked):
     """Backbone, head and where the pretrained weights come from."""
@@ -359,6 +325,17 @@ class CacheConfig(Checked):
     def path(self) -> Path:
         """The folder; it need not exist yet."""
         return Path(self.dir or os.environ.get("TL_CACHE_DIR") or "~/.cache/tl").expanduser()
+
+
+class Imbalance(Enum):
+    """What is done about classes of different sizes."""
+
+    auto = "auto"
+    none = "none"
+    weights = "weights"
+    sampler = "sampler"
+    focal = "focal"
+    logit_adjustment = "logit_adjustment"
 
 
 class CacheMode(Enum):

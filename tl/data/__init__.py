@@ -1,6 +1,6 @@
 """Images and labels: from a folder to checked tables, splits, transforms and loaders.
 
-The names below load on first use: `import tl.data` costs nothing, and `read_folder` needs no torch.
+The names below load on first use: `import tl.data` costs nothing, and `read_table` needs no torch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tl.data.datamodule import ImageDataModule, ImageDataset
     from tl.data.errors import DataError
-    from tl.data.table import ImageTable, read_folder
+    from tl.data.table import ImageTable, read_table
     from tl.data.transforms import batch_mix, eval_transform, train_transform
 
 _HOMES = {
@@ -21,7 +21,7 @@ _HOMES = {
     "ImageTable": "table",
     "batch_mix": "transforms",
     "eval_transform": "transforms",
-    "read_folder": "table",
+    "read_table": "table",
     "train_transform": "transforms",
 }
 
@@ -32,7 +32,7 @@ __all__ = [
     "ImageTable",
     "batch_mix",
     "eval_transform",
-    "read_folder",
+    "read_table",
     "train_transform",
 ]
 

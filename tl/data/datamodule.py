@@ -6,7 +6,7 @@ import itertools
 import logging
 import shutil
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from tl.bundle import ImageError, Preprocessing, open_image
+from tl.bundle import Preprocessing
 from tl.bundle.images import MAX_PIXELS
 from tl.config import AdviseConfig, AugmentConfig, TrainConfig
 from tl.cores import usable_cores
 from tl.data.errors import DataError
+from tl.data.stores import Images
 from tl.data.table import ImageTable
 from tl.data.transforms import Transform, batch_mix, eval_transform, train_transform
 
@@ -52,18 +53,6 @@ def drawing_from(seed: int) -> Iterator[None]:
         torch.set_rng_state(state)
 
 
-def read_image(path: str, max_pixels: int) -> Image.Image:
-    """An image that the check of the table has seen before.
-
-    Raises:
-        DataError: The file went bad since.
-    """
-    try:
-        return open_image(path, max_pixels=max_pixels)
-    except ImageError as error:
-        raise DataError(f"{error}. Was it changed while the job ran?") from error
-
-
 class ImageDataset(Dataset[dict[str, Any]]):
     """Images of one split.
 
@@ -72,8 +61,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
     generator is left as found. A plain index means epoch 0.
 
     Args:
-        paths: Image files.
-        labels: Class index of each.
+        images: Those of a table.
+        targets: What is to be predicted for each, (N,) or (N, classes); see `ImageTable.targets`.
         transform: From an RGB image to a tensor; may draw from torch's CPU generator only.
         seed: Of the random transforms.
         max_pixels: Larger images are refused.
@@ -84,28 +73,28 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        paths: Sequence[Path],
-        labels: Sequence[int],
+        images: Images,
+        targets: NDArray[Any],
         transform: Transform,
         *,
         seed: int,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        self.paths = [str(path) for path in paths]
-        self.labels = [int(label) for label in labels]
+        self.images = images
+        self.targets = targets
         self.transform = transform
         self.seed = seed
         self.max_pixels = max_pixels
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.images)
 
     def __getitem__(self, key: tuple[int, int] | int) -> dict[str, Any]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        image = read_image(self.paths[index], self.max_pixels)
+        image = self.images.open(index, self.max_pixels)
         with drawing_from(mixed_seed(ITEM, self.seed, epoch, index)):
             tensor = self.transform(image)
-        return {"image": tensor, "label": self.labels[index], "index": index}
+        return {"image": tensor, "label": self.targets[index], "index": index}
 
 
 class EpochSampler(DistributedSampler[tuple[int, int]]):
@@ -275,8 +264,8 @@ class ImageDataModule(pl.LightningDataModule):
         else:
             transform = eval_transform(self.preprocessing)
         return ImageDataset(
-            self.table.paths(split),
-            self.table.split(split)["label"].tolist(),
+            self.table.images(split),
+            self.table.targets(split),
             transform,
             seed=self.seed,
             max_pixels=self.max_pixels,

@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
 
-from tl.config import BadImages, DataConfig
+from tl.config import BadImages, DataConfig, Task
 from tl.data.check import cache_path, check_images
 from tl.data.errors import DataError
 from tl.data.folder import (
@@ -24,11 +27,28 @@ from tl.data.folder import (
     scan,
     some,
 )
-from tl.data.splits import split_by_content, unsplittable
+from tl.data.splits import assign_splits
+from tl.data.stores import FileStore, Images, ImageStore
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ["path", "label", "split", "sha256", "width", "height", "bytes"]
 SHOWN_BAD = 10
+
+
+# Few types, and none with a Python object a row: a million rows are arrays of some megabytes.
+TYPES: dict[str, Any] = {
+    "path": pd.StringDtype("pyarrow"),
+    "label": np.dtype(np.int32),
+    "split": pd.CategoricalDtype(SPLITS, ordered=True),
+    "sha256": pd.StringDtype("pyarrow"),
+    "width": np.dtype(np.int32),
+    "height": np.dtype(np.int32),
+    "bytes": np.dtype(np.int64),
+    "group": pd.StringDtype("pyarrow"),
+    "weight": np.dtype(np.float32),
+    "target": np.dtype(np.float32),
+    "labels": pd.ArrowDtype(pa.list_(pa.int32())),
+}
 
 
 @dataclass(frozen=True)
@@ -36,13 +56,18 @@ class ImageTable:
     """Images with labels and splits; every row has been read once.
 
     Args:
-        root: The data folder, absolute.
-        classes: Class names; a label is an index into them.
-        rows: path (posix, relative to the root), label, split (train, val or test), sha256 of the
-            contents, width and height of the upright image in pixels, bytes. Ordered by split,
-            label and path.
+        root: The data folder, or the folder of the manifest, absolute.
+        classes: Class names; a label is an index into them. Regression: the name of the number.
+        rows: path (a name for people that no two images share: the file relative to the root, or
+            `table.parquet#17`, or `shard.tar/key.jpg`), label (class index; several labels: the
+            first or -1; regression: -1), split (train, val or test), sha256 of the contents (empty
+            where nobody looked), width and height of the upright image in pixels, bytes. Ordered by
+            split, label and path. Where the data have them: group, weight, target (a number),
+            labels (class indices), and columns of the store, whose names begin with `_`.
         notes: Sentences that a person should see.
         quarantined: path, split and reason of the images that were left out.
+        task: What is predicted.
+        store: Reads the bytes of an image; None: files below the root.
     """
 
     root: Path
@@ -52,6 +77,14 @@ class ImageTable:
     quarantined: pd.DataFrame = field(
         default_factory=lambda: pd.DataFrame(columns=["path", "split", "reason"])
     )
+    task: Task = Task.single
+    store: ImageStore = None  # type: ignore[assignment] # set below
+
+    def __post_init__(self) -> None:
+        if self.store is None:
+            object.__setattr__(self, "store", FileStore(self.root))
+        types = {name: kind for name, kind in TYPES.items() if name in self.rows}
+        object.__setattr__(self, "rows", self.rows.astype(types))
 
     def split(self, name: str) -> pd.DataFrame:
         """Rows of `train`, `val`, `test` or `all`, numbered from 0."""
@@ -72,13 +105,41 @@ class ImageTable:
             raise DataError(f"split: {self.root} has no {name} images; it has {have}")
         return rows
 
+    def images(self, rows: str | pd.DataFrame) -> Images:
+        """Images of a split, or of some rows of this table, in their order; read when asked for."""
+        return Images(self.store, self.split(rows) if isinstance(rows, str) else rows)
+
+    def targets(self, rows: str | pd.DataFrame) -> NDArray[Any]:
+        """What is to be predicted for a split, or for some rows of this table.
+
+        Returns:
+            One class: class indices, int64 (N,). Several labels: 0 or 1, float32 (N, classes). A
+            number: float32 (N,).
+        """
+        rows = self.split(rows) if isinstance(rows, str) else rows
+        if self.task is Task.regression:
+            return rows["target"].to_numpy(np.float32)
+        if self.task is Task.single:
+            return rows["label"].to_numpy(np.int64)
+        lists = pa.Table.from_pandas(rows[["labels"]])["labels"].combine_chunks()
+        numbers = np.repeat(np.arange(len(rows)), np.diff(lists.offsets))
+        marks = np.zeros((len(rows), len(self.classes)), np.float32)
+        marks[numbers, lists.flatten()] = 1
+        return marks
+
     def paths(self, split: str) -> list[Path]:
-        """Absolute paths of the images of a split, in the order of its rows."""
-        return [self.root / path for path in self.split(split)["path"]]
+        """Files of a split, in the order of its rows; for a table whose images are files.
+
+        Raises:
+            DataError: The images are not files: `images` reads them.
+        """
+        if not isinstance(self.store, FileStore):
+            raise DataError(f"the images of {self.root} are no files of their own")
+        return [self.store.root / path for path in self.split(split)["path"]]
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Split -> class -> number of images; splits without images are left out."""
-        found = self.rows.groupby(["split", "label"]).size().to_dict()
+        found = self.rows.groupby(["split", "label"], observed=True).size().to_dict()
         present = [split for split in SPLITS if (self.rows["split"] == split).any()]
         return {
             split: {name: int(found.get((split, i), 0)) for i, name in enumerate(self.classes)}
@@ -99,7 +160,7 @@ class ImageTable:
         }
 
 
-def read_folder(
+def read_table(
     config: DataConfig,
     *,
     seed: int,
@@ -107,11 +168,12 @@ def read_folder(
     required_splits: Sequence[str] = ("train", "val"),
     progress: Callable[[int, int], None] | None = None,
     classes: Sequence[str] | None = None,
+    task: Task | None = None,
 ) -> ImageTable:
     """Read `<class>/*` or `train|val|test/<class>/*` (also valid, validation).
 
     The class list comes from train, in natural order. Where val is required and the folder has
-    none, `val_fraction` of train becomes val by `split_by_content`.
+    none, `val_fraction` of train becomes val by `assign_splits`.
 
     Args:
         config: Where the images are and how they are read.
@@ -121,13 +183,14 @@ def read_folder(
         progress: Called with (done, total) while images are checked.
         classes: Class names in order, where a model fixes them (evaluation). Classes without images
             and splits without every class are then allowed.
+        task: What is predicted, where a model fixes it; else as `config.task` says.
 
     Raises:
         DataError: All that is wrong with the folder, its classes and its images, in one message.
 
     Example:
         >>> from tl.config import DataConfig
-        >>> table = read_folder(DataConfig(root="photos"), seed=0, cache_dir=None)  # doctest: +SKIP
+        >>> table = read_table(DataConfig(root="photos"), seed=0, cache_dir=None)  # doctest: +SKIP
         >>> table.counts()["train"]  # doctest: +SKIP
         {'ants': 98, 'bees': 97}
     """
@@ -170,16 +233,21 @@ def _assemble(
         problems.append(_bad_images_text(quarantined, len(found.images) + len(found.unnamed)))
     elif len(quarantined):
         notes.append("left out " + _bad_images_text(quarantined, None))
-    has_train = (rows["split"] == "train").any()
-    if "val" in required and "val" not in found.split_folders and has_train and not problems:
-        rows, lacking, split_note = _take_val(rows, config.val_fraction, seed)
-        notes.append(split_note)
-        if lacking and not given:
-            names = some([classes[label] for label in lacking], 10)
-            problems.append(
-                f"no folder val, and {names} cannot be split into train and val: each class needs "
-                "at least two different images of its own"
-            )
+    if not problems and len(rows):
+        assigned = assign_splits(
+            rows.astype({k: v for k, v in TYPES.items() if k in rows}),
+            task=Task.single,
+            classes=classes,
+            val_fraction=config.val_fraction,
+            test_fraction=config.test_fraction,
+            folds=config.folds,
+            fold=config.fold,
+            seed=seed,
+            need_val="val" in required,
+        )
+        rows = rows.assign(split=assigned.splits.astype(str))
+        notes += assigned.notes
+        problems += [] if given else assigned.problems
     if not problems:  # all was there by name: what was left out may have been the last of its class
         problems = _empty_cells(found, rows, classes, required, given=given, val_taken=True)
     if problems:
@@ -275,20 +343,6 @@ def _too_few_classes(found: Found, classes: tuple[str, ...]) -> str:
         if len({name for _, name, _ in inner.images}) > 1:
             text += f". The classes seem to lie one folder deeper: data.root={inner.root}"
     return text
-
-
-def _take_val(
-    rows: pd.DataFrame, fraction: float, seed: int
-) -> tuple[pd.DataFrame, list[int], str]:
-    """Rows with a val, the classes that could not be split, and a sentence about it."""
-    train = rows["split"] == "train"
-    labels = rows.loc[train, "label"].tolist()
-    in_val = split_by_content(rows.loc[train, "sha256"].tolist(), labels, fraction, seed)
-    rows = rows.copy()
-    rows.loc[train, "split"] = ["val" if taken else "train" for taken in in_val]
-    taken = f"{in_val.sum():,} of {count(len(in_val), 'image')} ({in_val.mean():.1%})"
-    note = f"no folder val: took {taken} for val, chosen by content and seed {seed}"
-    return rows, unsplittable(in_val, labels), note
 
 
 def _empty_cells(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,8 @@ from tl.data.datamodule import (
     drawing_from,
     loader_settings,
     mixed_seed,
-    read_image,
 )
+from tl.data.stores import Images
 from tl.data.transforms import eval_transform, train_transform
 
 CLEAN = 0
@@ -37,7 +36,7 @@ class ViewDataset(Dataset[dict[str, Any]]):
     image), so that it stays the same in another folder, another split and among other images.
 
     Args:
-        paths: Image files.
+        images: Those of a table.
         digests: SHA-256 of each, hexadecimal.
         views: Numbers of the views.
         augment: Random changes of views above 0.
@@ -51,7 +50,7 @@ class ViewDataset(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        images: Images,
         digests: Sequence[str],
         views: Sequence[int],
         *,
@@ -60,7 +59,7 @@ class ViewDataset(Dataset[dict[str, Any]]):
         seed: int,
         max_pixels: int,
     ) -> None:
-        self.paths = [str(path) for path in paths]
+        self.images = images
         self.digests = list(digests)
         self.views = tuple(views)
         self.clean = eval_transform(preprocessing)
@@ -70,10 +69,10 @@ class ViewDataset(Dataset[dict[str, Any]]):
         self.max_pixels = max_pixels
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image = read_image(self.paths[index], self.max_pixels)
+        image = self.images.open(index, self.max_pixels)
         content = int(self.digests[index][:16], 16)
         tensors = []
         for view in self.views:

@@ -136,9 +136,9 @@ class Activations:
         cut, stored = self._cut(phase, probe)
         store = self._store(cut, stored.dtypes, views=1)
         wanted = np.ones((len(rows), 1), bool)
-        images = _Images(rows["sha256"].to_numpy(), rows["path"].to_numpy(), wanted)
+        images = _Images(rows["sha256"].to_numpy(), rows, wanted)
         number = int(store.missing(images).sum()) + more
-        dataset = store.dataset(images.paths, images.digests, [CLEAN])
+        dataset = store.dataset(images.rows, images.digests, [CLEAN])
         engine, workers = self._engine(cut, device)(dataset, number)
         store.fill(images, lambda _dataset, _number: (engine, workers))
         kept = store.shelves[CLEAN].rows(images.digests.tolist())
@@ -243,7 +243,7 @@ class Activations:
         rows = rows.drop_duplicates("sha256")
         wanted = np.ones((len(rows), views), bool)
         wanted[:, CLEAN + 1 :] = rows["sha256"].isin(in_train).to_numpy()[:, None]
-        return _Images(rows["sha256"].to_numpy(), rows["path"].to_numpy(), wanted)
+        return _Images(rows["sha256"].to_numpy(), rows, wanted)
 
     def _engine(self, cut: Split, device: torch.device) -> _EngineFor:
         """How to find the engine for a data set of so many views, and its loader processes."""
@@ -284,10 +284,10 @@ class Activations:
 
 @dataclass(frozen=True)
 class _Images:
-    """Contents (SHA-256), paths below the root, and which views of each are read."""
+    """Contents (SHA-256), rows of the table, and which views of each are read."""
 
     digests: NDArray[Any]
-    paths: NDArray[Any]
+    rows: pd.DataFrame
     wanted: NDArray[np.bool_]
 
 
@@ -338,7 +338,7 @@ class _Store:
                 views = np.flatnonzero(pattern).tolist()
                 chosen = np.flatnonzero((missing == pattern).all(axis=1))
                 digests = images.digests[chosen]
-                dataset = self.dataset(images.paths[chosen], digests, views)
+                dataset = self.dataset(images.rows.iloc[chosen], digests, views)
                 engine, workers = (
                     engine_for(dataset, total) if engine is None else (engine, workers)
                 )
@@ -361,11 +361,11 @@ class _Store:
         return {"computed": speed, "engine": engine.line()}
 
     def dataset(
-        self, paths: NDArray[Any], digests: NDArray[Any], views: Sequence[int]
+        self, rows: pd.DataFrame, digests: NDArray[Any], views: Sequence[int]
     ) -> ViewDataset:
         """Some views of images, to be computed."""
         return ViewDataset(
-            [self.data.table.root / path for path in paths],
+            self.data.table.images(rows),
             digests.tolist(),
             views,
             augment=self.data.augment,

@@ -253,7 +253,7 @@ class _Pass:
         """Clean images (B, 3, H, W) of rows of the table."""
         data = self.images
         dataset = ViewDataset(
-            [data.table.root / path for path in rows["path"]],
+            data.table.images(rows),
             rows["sha256"].tolist(),
             [CLEAN],
             augment=data.augment,
