@@ -7,21 +7,17 @@ import json
 from dataclasses import replace
 
 import pytest
-import yaml
 from deciding import STAGES, STRANGE, asked, evidence
-from omegaconf import OmegaConf
 
 from tl.config import (
     DECIDED,
     BatchNormMode,
     Budget,
     ConfigError,
-    FinetuneConfig,
     HeadKind,
     ModelConfig,
     Select,
     Trains,
-    validate,
 )
 from tl.decision import METHODS, TIERS, Decision, Thresholds, decide, recipe, table_rows
 from tl.decision.evidence import Flips, Score
@@ -298,14 +294,6 @@ def test_it_says_what_would_change_it():
 def test_a_decision_survives_json():
     found = decide(evidence(10, **STRANGE))
     assert Decision.from_dict(json.loads(json.dumps(found.to_dict()))) == found
-
-
-def test_its_preset_is_a_config_with_the_reasons():
-    found = decide(evidence(50, **STRANGE), given=asked("finetune.confirm=true"))
-    text = found.config_text()
-    assert f"# {found.rule}\n" in text
-    config = validate(OmegaConf.create(yaml.safe_load(text)), FinetuneConfig)
-    assert config == replace(found.finetune, confirm=False)
 
 
 def test_the_table_for_people_has_a_row_a_tier():

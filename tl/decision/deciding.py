@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 
 from tl.config import Budget, FinetuneConfig, HeadKind, PhaseConfig, validate
@@ -77,22 +76,6 @@ class Decision:
         for name in ("reasons", "would_change", "warnings"):
             given[name] = tuple(given[name])
         return cls(**given)
-
-    def config_text(self) -> str:
-        """YAML of a preset for `conf/finetune/`, with the reasons as comments."""
-        values = plain_config(replace(self.finetune, confirm=False))
-        usual = plain_config(PhaseConfig())
-        values["phases"] = {
-            name: {k: v for k, v in phase.items() if k == "train_stages" or v != usual[k]}
-            for name, phase in values["phases"].items()
-        }
-        lines = [
-            "As tl decided from the images: tl train data.root=DIR --config-dir DIR finetune=plan",
-            self.rule,
-            *(f"- {reason}" for reason in self.reasons),
-        ]
-        comments = "".join(f"# {' '.join(line.split())}\n" for line in lines)
-        return comments + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def plain_config(config: FinetuneConfig | PhaseConfig) -> dict[str, Any]:
