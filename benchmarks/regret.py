@@ -20,6 +20,7 @@ import multiprocessing
 import os
 import subprocess
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stdout
 from dataclasses import asdict
@@ -29,6 +30,9 @@ from typing import Any
 
 from images import REPO, WORK
 from regret_cells import Cell, grid
+from regret_rates import METHODS, RATES, share_of_today
+
+from tl.decision.evidence import Evidence
 
 Rows = list[dict[str, Any]]
 
@@ -54,12 +58,11 @@ def train_cell(cell: Cell, args: argparse.Namespace, deadline: float) -> str:
     began = time.time()
     limits = regret_fits.Limits(args.budget, args.views)
     mine = [row for row in read(args.results) if cell.key().items() <= row.items()]
-    done = {(r["method"], r["rate"]) for r in mine if r["kind"] == "fit" and "error" not in r}
-    names = [] if args.do == "evidence" else args.methods or list(regret_fits.METHODS)
-    wanted = [(m, r) for m in names for r in regret_fits.RATES if (m, r) not in done]
+    known = [Evidence.from_dict(r["evidence"]) for r in mine if r["kind"] == "cell"]
+    wanted = missing(mine, known[-1:], args)
     if began > deadline:
         return f"{cell}: no time left"
-    if not wanted and args.do == "fit":
+    if known and not wanted and args.do == "fit":
         return f"{cell}: nothing is missing"
     circumstances = {**cell.key(), **asdict(limits), "commit": commit()}
     number = 0
@@ -68,12 +71,23 @@ def train_cell(cell: Cell, args: argparse.Namespace, deadline: float) -> str:
         evidence, seconds = regret_fits.measure(given)
         about = {"evidence": evidence.to_dict(), "counts": given.sizes(), "seconds": seconds}
         append(args.results, {"kind": "cell", **circumstances, **about})
+        wanted = missing(mine, [evidence], args)
         for row in regret_fits.fits(given, evidence, limits, wanted):
             append(args.results, {"kind": "fit", **circumstances, **row})
             number += 1
             if time.time() > deadline:
                 break
     return f"{cell}: {number} of {len(wanted)} fits in {time.time() - began:.0f} s"
+
+
+def missing(
+    rows: Rows, evidence: Sequence[Evidence], args: argparse.Namespace
+) -> list[tuple[str, float]]:
+    """Methods and rates of a cell that have no fit yet at what is their rate today."""
+    fits = [row for row in rows if row["kind"] == "fit" and "error" not in row]
+    done = {(row["method"], share_of_today(row, found)) for found in evidence for row in fits}
+    methods = [] if args.do == "evidence" else args.methods or list(METHODS)
+    return [(m, r) for m in methods for r in RATES if (m, r) not in done]
 
 
 def read(file: Path) -> Rows:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from regret_cells import Cell
+from regret_rates import RATES, share_of_today
 
 from tl.decision import Thresholds
 from tl.decision.axes import read
@@ -92,21 +93,25 @@ def bits(text: str, number: int) -> np.ndarray:
 def judged(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> list[Judged]:
     """Cells in which every method was trained at all rates, or cannot be had."""
     names = ("set", "per_class", "backbone", "seed")
+    about = {tuple(r[n] for n in names): r for r in rows if r["kind"] == "cell"}
+    seen = {key: Evidence.from_dict(row["evidence"]) for key, row in about.items()}
     fits: dict[tuple[Any, ...], dict[tuple[str, float], Any]] = {}
-    about: dict[tuple[Any, ...], Any] = {}
     for row in rows:
         key = tuple(row[name] for name in names)
-        if row["kind"] == "cell":
-            about[key] = row
-        elif row["method"] in methods:
-            fits.setdefault(key, {})[row["method"], row["rate"]] = row
-    wanted = {(r["method"], r["rate"]) for found in fits.values() for r in found.values()}
+        if row["kind"] == "fit" and row["method"] in methods and key in seen:
+            rate = share_of_today(row, seen[key])
+            fits.setdefault(key, {})[row["method"], rate] = row
+    wanted = {
+        (r["method"], rate)
+        for all_fits in fits.values()
+        for r in all_fits.values()
+        for rate in RATES
+    }
     found = []
     for key, all_fits in fits.items():
-        if wanted <= all_fits.keys() and key in about:
+        if wanted <= all_fits.keys():
             good = {k: row for k, row in all_fits.items() if "error" not in row}
-            evidence = Evidence.from_dict(about[key]["evidence"])
-            found.append(Judged(Cell(*key), evidence, good, about[key]["counts"]["test"]))
+            found.append(Judged(Cell(*key), seen[key], good, about[key]["counts"]["test"]))
     return sorted(found, key=lambda j: (j.cell.set, j.cell.per_class, j.cell.backbone, j.cell.seed))
 
 

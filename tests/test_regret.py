@@ -19,7 +19,7 @@ from tl.decision.evidence import Amount, Backbone, Evidence, Score, Similarity, 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PAGE = BENCHMARKS.parent / "docs" / "decision-table.md"
 METHODS = ("linear_probe", "stage_probe", "lp_partial_1", "lp_partial_2", "lp_ft")
-RATES = (1.0, 3.0)
+RATES = (1.0, 0.333, 3.0)
 TEST = 100
 
 
@@ -234,7 +234,7 @@ def test_the_report_reads_a_file_and_draws(results, tmp_path):
         [*command, "--picture", picture], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "6 complete cells with 60 fits" in done.stdout
+    assert "6 complete cells with 90 fits" in done.stdout
     assert "| auto | 0.00 | 0.00 | 0.00 |" in done.stdout
     assert "always lp_ft" in done.stdout
     assert picture.stat().st_size > 10_000

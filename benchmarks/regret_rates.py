@@ -1,0 +1,57 @@
+"""The methods of the regret benchmark, and at which share of today's rate a fit was trained.
+
+Recipes change, and a fit keeps its absolute rate: what it counts as is asked anew each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tl.config import Budget, FinetuneConfig
+from tl.decision import recipe
+from tl.decision.evidence import Evidence
+
+# Key of a method -> arguments of `tl.decision.recipe`.
+METHODS: dict[str, dict[str, Any]] = {
+    "linear_probe": {"method": "linear_probe"},
+    "stage_probe": {"method": "stage_probe"},
+    "lp_partial_1": {"method": "lp_partial", "last_stages": 1},
+    "lp_partial_2": {"method": "lp_partial", "last_stages": 2},
+    "norm_affine": {"method": "norm_affine"},
+    "lp_ft": {"method": "lp_ft"},
+    "full": {"method": "full"},
+}
+RATES = (1.0, 0.333, 3.0)  # times today's rate of the last phase
+SAME = 1.1  # rates nearer than this factor are one
+
+
+def method_config(
+    method: str, evidence: Evidence, budget: str, batch_size: int = 32
+) -> FinetuneConfig:
+    """Settings of a method as the decision would fill them in."""
+    return recipe(
+        evidence=evidence, budget=Budget[budget], batch_size=batch_size, **METHODS[method]
+    )
+
+
+def last_rate(config: FinetuneConfig) -> float:
+    """Rate of the head in the last phase."""
+    rate = list(config.phases.values())[-1].head_lr or config.head_lr
+    assert rate is not None
+    return rate
+
+
+def share_of_today(row: Mapping[str, Any], evidence: Evidence) -> float:
+    """Rate of a fit as a share of what its method has today: one of `RATES` where it is near.
+
+    Args:
+        row: Of the results; without `phases` its `rate` is taken.
+        evidence: Of its cell.
+    """
+    if "phases" not in row:
+        return float(row["rate"])
+    config = method_config(row["method"], evidence, row.get("budget", "quick"))
+    share = float(row["phases"][-1]["head_lr"]) / last_rate(config)
+    near = [rate for rate in RATES if 1 / SAME < share / rate < SAME]
+    return near[0] if near else share
