@@ -1,0 +1,78 @@
+"""What a model is worth: metrics with an interval, calibration, a table of predictions.
+
+Pure functions from outputs to numbers for each task (one label an image, several labels, one
+number); nothing here knows a network or a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from numpy.typing import ArrayLike
+
+from tl.config import Task
+from tl.evaluation.multi import choose_thresholds, judge_multi
+from tl.evaluation.regression import judge_regression
+from tl.evaluation.report import EvaluationError, Report, headline, lower_is_better
+from tl.evaluation.single import (
+    accuracy_interval,
+    calibration_error,
+    judge_single,
+    negative_log_likelihood,
+)
+from tl.evaluation.tables import predictions_table
+
+__all__ = [
+    "EvaluationError",
+    "Report",
+    "accuracy_interval",
+    "calibration_error",
+    "choose_thresholds",
+    "evaluate",
+    "headline",
+    "lower_is_better",
+    "negative_log_likelihood",
+    "predictions_table",
+]
+
+
+def evaluate(
+    outputs: ArrayLike,
+    targets: ArrayLike,
+    classes: Sequence[str],
+    split: str,
+    *,
+    task: Task = Task.single,
+    thresholds: Sequence[float] | None = None,
+    scale: float = 1.0,
+) -> Report:
+    """Judge the predictions for one split.
+
+    Args:
+        outputs: One label an image: probabilities (N, C), each row sums to 1. Several labels:
+            probabilities (N, C), each of its own. Regression: values (N,) in units of the target.
+        targets: One label: index of the true class, (N,), in [0, C). Several: 0 or 1, (N, C).
+            Regression: (N,).
+        classes: The C class names; for regression the name of the target.
+        split: Name of the split, which becomes the prefix of the metrics.
+        task: What the images are labelled with.
+        thresholds: For several labels: the probability from which each class counts as present;
+            default: chosen on these very predictions (do that on val alone).
+        scale: For regression: standard deviation of the targets of train, the unit of `loss`.
+
+    Raises:
+        EvaluationError: An output is not finite, as happens when a training diverges; or no image
+            has any label.
+        ValueError: The shapes do not fit each other, or the rows are no probabilities.
+
+    Example:
+        >>> p = [[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]]
+        >>> report = evaluate(p, [0, 1, 1], ["ant", "bee"], "val")
+        >>> round(report.flat()["val/acc"], 3), report.confusion.tolist()
+        (0.667, [[1, 0], [1, 1]])
+    """
+    if task is Task.multi:
+        return judge_multi(outputs, targets, classes, split, thresholds)
+    if task is Task.regression:
+        return judge_regression(outputs, targets, classes, split, scale)
+    return judge_single(outputs, targets, classes, split)

@@ -1,0 +1,188 @@
+"""Several labels an image: average precision, thresholds, and what the decisions are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from tl.config import Task
+from tl.evaluation.report import EvaluationError, Report, refuse_infinite
+from tl.evaluation.resampling import interval
+from tl.evaluation.single import calibration_error
+
+FEW = 5  # images with a label below which its threshold is not chosen by them alone
+LARGEST = 1 - 2.0**-25  # largest probability below 1 that a sigmoid of float32 tells from it
+
+
+def judge_multi(
+    probabilities: ArrayLike,
+    targets: ArrayLike,
+    classes: Sequence[str],
+    split: str,
+    thresholds: Sequence[float] | None,
+) -> Report:
+    """Judge the predictions of several labels an image; see `tl.evaluation.evaluate`."""
+    p, y = checked(probabilities, targets, classes)
+    if not y.any():
+        raise EvaluationError(f"no image of {split} has any label: there is nothing to judge")
+    chosen = choose_thresholds(p, y) if thresholds is None else np.asarray(thresholds, np.float64)
+    if chosen.shape != (len(classes),):
+        raise ValueError(f"expected {len(classes)} thresholds, got {chosen.shape}")
+    said = p >= chosen
+    per_class = _per_class(p, y, said, classes, chosen)
+    low, high = _map_interval(p, y)
+    wrong = said != y
+    metrics = {
+        "map": float(per_class["ap"].mean()),
+        "map_low": low,
+        "map_high": high,
+        "f1_macro": float(per_class["f1"].mean()),
+        "f1_micro": float(2 * (said & y).sum() / (said.sum() + y.sum())),
+        "exact_match": float((~wrong.any(axis=1)).mean()),
+        "hamming": float(wrong.mean()),
+        "loss": binary_cross_entropy(p, y),
+        "ece": calibration_error(p.ravel(), y.ravel()),
+        "images": float(len(y)),
+    }
+    return Report(
+        split, metrics, per_class, None, tuple(classes), Task.multi, tuple(chosen.tolist())
+    )
+
+
+def checked(
+    probabilities: ArrayLike, targets: ArrayLike, classes: Sequence[str]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Probabilities and labels as arrays of the same shape.
+
+    Raises:
+        EvaluationError: A probability is not finite.
+        ValueError: They do not fit each other, or are no probabilities.
+    """
+    p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(targets)
+    if p.ndim != 2 or len(p) == 0 or p.shape[1] != len(classes) or y.shape != p.shape:
+        msg = (
+            f"expected probabilities and targets (N, {len(classes)}) with N > 0, "
+            f"got {p.shape} and {y.shape}"
+        )
+        raise ValueError(msg)
+    if not np.isin(y, (0, 1)).all():
+        raise ValueError("targets must be 0 or 1")
+    refuse_infinite(p, "probabilities")
+    if p.min() < 0 or p.max() > 1:
+        raise ValueError("probabilities must be in [0, 1]: are these logits?")
+    return p, y.astype(bool)
+
+
+def _per_class(
+    p: NDArray[np.float64],
+    y: NDArray[np.bool_],
+    said: NDArray[np.bool_],
+    classes: Sequence[str],
+    thresholds: NDArray[np.float64],
+) -> pd.DataFrame:
+    right, given, images = (said & y).sum(axis=0), said.sum(axis=0), y.sum(axis=0)
+    with np.errstate(invalid="ignore"):  # 0 of 0 is undefined
+        precision, recall, f1 = right / given, right / images, 2 * right / (given + images)
+    once = np.ones((1, len(y)))
+    ap = [average_precision(p[:, k], y[:, k], once)[0] for k in range(len(classes))]
+    return pd.DataFrame(
+        {
+            "class": list(classes),
+            "images": images,
+            "ap": ap,
+            "threshold": thresholds,
+            "precision": precision,
+            "recall": recall,
+            "f1": f1,
+        }
+    )
+
+
+def average_precision(
+    scores: NDArray[np.float64], present: NDArray[np.bool_], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Average precision of one class, for many weightings of the images at once.
+
+    Scikit-learn's figure, which sorts the images anew for each weighting.
+
+    Args:
+        scores: Shape (N,); larger where the class is more likely.
+        present: Shape (N,); whether the image has the label.
+        weights: Shape (R, N); how often each image counts.
+
+    Returns:
+        Shape (R,), in [0, 1]; NaN where no image with the label counts.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ranked = scores[order]
+    places = np.flatnonzero(present[order])
+    # Images of one score come together: precision is that after the last of them.
+    last = np.searchsorted(-ranked, -ranked[places], side="right") - 1
+    w = np.take(weights, order, axis=1)
+    taken = np.cumsum(w, axis=1)[:, last]
+    w = w[:, places]
+    found = np.cumsum(w, axis=1)[:, np.searchsorted(places, last, side="right") - 1]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision = np.where(taken > 0, found / taken, 0)
+        result: NDArray[np.float64] = (w * precision).sum(axis=1) / w.sum(axis=1)
+    return result
+
+
+def _map_interval(p: NDArray[np.float64], y: NDArray[np.bool_]) -> tuple[float, float]:
+    """95 % interval of the mean over the classes that occur, over draws of images."""
+    there = np.flatnonzero(y.any(axis=0))
+
+    def mean(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        figures = np.stack([average_precision(p[:, k], y[:, k], weights) for k in there], axis=1)
+        defined = np.isfinite(figures)
+        with np.errstate(invalid="ignore"):
+            means = np.where(defined, figures, 0).sum(axis=1) / defined.sum(axis=1)
+        return means[:, None]
+
+    low, high = interval(mean, len(y), width=len(there))
+    return float(low[0]), float(high[0])
+
+
+def binary_cross_entropy(p: NDArray[np.float64], y: NDArray[np.bool_]) -> float:
+    """Mean over images and classes of -log p(what is true), in nats; finite at 0 and 1."""
+    right = np.where(y, p, 1 - np.minimum(p, LARGEST))
+    return float(-np.log(np.maximum(right, np.finfo(np.float32).tiny)).mean())
+
+
+def choose_thresholds(p: NDArray[np.float64], y: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The probability of each class from which calling it present gives the best F1.
+
+    Halfway between two images. A class with fewer than `FEW` images gets the threshold that gives
+    the best F1 over the decisions of all classes: its own would fit those few.
+
+    Args:
+        p: Probabilities, (N, C).
+        y: Whether the image has the label, (N, C).
+
+    Returns:
+        Shape (C,), in (0, 1).
+
+    Source: Lipton, Elkan, Naryanaswamy, "Optimal thresholding of classifiers to maximize F1
+    measure", ECML PKDD 2014; Fan, Lin, "A study on threshold selection for multi-label
+    classification", 2007, on what a threshold of few images does.
+    """
+    common = _best_threshold(p.ravel(), y.ravel())
+    enough = y.sum(axis=0) >= FEW
+    return np.array(
+        [_best_threshold(p[:, k], y[:, k]) if enough[k] else common for k in range(p.shape[1])]
+    )
+
+
+def _best_threshold(scores: NDArray[np.float64], present: NDArray[np.bool_]) -> float:
+    order = np.argsort(-scores, kind="stable")
+    ranked = scores[order]
+    ends = np.flatnonzero(np.append(np.diff(ranked) != 0, True))
+    found = np.cumsum(present[order])[ends]
+    f1 = 2 * found / (ends + 1 + present.sum())
+    cuts = (ranked[ends] + np.append(ranked[ends][1:], 0)) / 2
+    good = cuts[(f1 >= f1.max() - 1e-12) & (cuts > 0) & (cuts < 1)]
+    # Of cuts that are as good, the one nearest to the middle is moved least by other images.
+    return float(good[np.abs(good - 0.5).argmin()]) if len(good) else 0.5

@@ -1,0 +1,99 @@
+"""What an evaluation gives, whatever the task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tl.config import Task, TlError
+
+HEADLINES = {Task.single: "acc", Task.multi: "map", Task.regression: "mae"}
+
+
+class EvaluationError(TlError):
+    """The predictions cannot be judged, because the network gave no finite outputs."""
+
+
+def headline(task: Task) -> str:
+    """The metric that stands for a model in one number: `acc`, `map` or `mae`.
+
+    It names an entry of `Report.metrics`; its 95 % interval has the same name with `_low` and
+    `_high`.
+    """
+    return HEADLINES[task]
+
+
+def lower_is_better(task: Task) -> bool:
+    """Whether the headline metric of a task is an error."""
+    return task is Task.regression
+
+
+@dataclass(frozen=True)
+class Report:
+    """Result of one evaluation.
+
+    `metrics` holds, for one label an image: `acc` with its 95 % Wilson interval `acc_low` and
+    `acc_high`, `f1_macro` and `balanced_acc` (means over the classes that occur), `loss` (mean
+    negative log-likelihood in nats), `ece` (expected calibration error) and `images`. All but
+    `loss` and `images` are in [0, 1].
+
+    For several labels an image: `map` (mean over the classes of the average precision) with its
+    95 % bootstrap interval `map_low` and `map_high`, `f1_macro`, `f1_micro`, `exact_match` (share
+    of images with all labels right) and `hamming` (share of wrong decisions) at the thresholds,
+    `loss` (mean binary cross-entropy of a label in nats), `ece` and `images`.
+
+    For regression: `mae`, `rmse` (in units of the target) and `r2` with 95 % bootstrap intervals,
+    `loss` (squared error in units of the target's variance) and `images`; no `r2` where all images
+    have the same target.
+
+    Args:
+        split: Prefix of the metrics.
+        metrics: Name to value.
+        per_class: One row a class [class, images, precision, recall, f1], for several labels also
+            [ap, threshold]; what is undefined (the recall of a class without images) is NaN. For
+            regression one row a range of the target [from, to, images, mae, bias].
+        confusion: Counts of images: true classes are the rows, predicted classes the columns; None
+            where there is more or less than one label an image.
+        classes: Names; for regression that of the target.
+        task: What the images are labelled with.
+        thresholds: For several labels: the probability from which each class counts as present.
+        truth: For regression: the targets.
+        predicted: For regression: what the network says.
+    """
+
+    split: str
+    metrics: dict[str, float]
+    per_class: pd.DataFrame
+    confusion: NDArray[np.int64] | None
+    classes: tuple[str, ...]
+    task: Task = Task.single
+    thresholds: tuple[float, ...] | None = None
+    truth: NDArray[np.float64] | None = None
+    predicted: NDArray[np.float64] | None = None
+
+    def flat(self) -> dict[str, float]:
+        """The metrics under their names in `metrics.json` and MLflow, such as `val/acc`."""
+        return {f"{self.split}/{name}": value for name, value in self.metrics.items()}
+
+
+def refuse_infinite(outputs: NDArray[np.float64], what: str) -> None:
+    """Refuse outputs of a network whose training went astray.
+
+    Args:
+        outputs: One row or one value an image.
+        what: Name of an output in the message.
+
+    Raises:
+        EvaluationError: One of them is not finite.
+    """
+    finite = np.isfinite(outputs)
+    bad = int((~(finite.all(axis=1) if finite.ndim > 1 else finite)).sum())
+    if bad:
+        msg = (
+            f"the network gave no finite {what} for {bad} of {len(outputs)} images: its training "
+            "has diverged; use a lower finetune.head_lr or finetune.precision=32-true"
+        )
+        raise EvaluationError(msg)
