@@ -127,6 +127,12 @@ class ImageTable:
         marks[numbers, lists.flatten()] = 1
         return marks
 
+    def target_scale(self) -> tuple[float, float]:
+        """Mean and standard deviation of the numbers of train; 1 where all are the same."""
+        targets = self.targets("train").astype(np.float64)
+        std = float(targets.std()) if len(targets) else 0.0
+        return float(targets.mean()) if len(targets) else 0.0, std if std > 0 else 1.0
+
     def paths(self, split: str) -> list[Path]:
         """Files of a split, in the order of its rows; for a table whose images are files.
 
