@@ -105,7 +105,7 @@ def test_classes_that_cannot_be_split_are_named():
     one, two, three = hashes(3)
     found = assign(frame([one, one, two, three], [0, 0, 1, 1]), fraction=0.5)
     assert found.problems == [
-        "no val, and c0 cannot be split into train and val: each class needs at least two "
+        "there is no val, and c0 cannot be split into train and val: each class needs at least two "
         "different images of its own"
     ]
 
@@ -271,7 +271,7 @@ def test_images_without_a_group_stand_alone():
 def test_a_class_of_one_group_cannot_be_split():
     table = frame(hashes(30), [0] * 10 + [1] * 20, groups=["a"] * 10 + list("bcde") * 5)
     assert assign(table).problems == [
-        "no val, and c0 cannot be split into train and val: each class needs at least two "
+        "there is no val, and c0 cannot be split into train and val: each class needs at least two "
         "different groups of its own"
     ]
 
@@ -370,7 +370,9 @@ def test_a_label_of_one_image_is_told_but_stops_nothing():
 def test_one_image_cannot_be_split(task):
     table = frame(hashes(1) * 3, [[0], [1], [2]])
     (problem,) = assign(table, task).problems
-    assert problem.startswith("no val, and the images cannot be split into train and val: training")
+    assert problem.startswith(
+        "there is no val, and the images cannot be split into train and val: training"
+    )
     (problem,) = assign(table, task, folds=2).problems
     assert problem.startswith("data.folds=2: the images cannot be in every fold")
 

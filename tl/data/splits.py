@@ -22,6 +22,7 @@ from tl.data.units import Units, units_of
 
 SPLITS = ("train", "val", "test")
 TRAIN, VAL, TEST = range(3)
+DTYPE = pd.CategoricalDtype(list(SPLITS), ordered=True)
 FREE = -1  # code of a row that nobody has given a split
 TEST_SEED = "test"  # one test for all seeds: another seed must not train on what was test before
 SHOWN_CLASSES = 10
@@ -95,13 +96,24 @@ def assign_splits(
         elif takes_val and pool.any():
             taking.val(pool, val_fraction, seed)
     codes[codes == FREE] = TRAIN
-    return Assigned(pd.Categorical.from_codes(codes, SPLITS, ordered=True), notes, problems)
+    return Assigned(pd.Categorical.from_codes(codes, dtype=DTYPE), notes, problems)
+
+
+def without_test(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Rows of train and val, and a sentence: folds are for choosing, test for what is chosen."""
+    test = rows["split"] == "test"
+    if not test.any():
+        return rows, []
+    stay = "stays" if test.sum() == 1 else "stay"
+    aside = f"data.folds: {count(int(test.sum()), 'image')} of test {stay} out of it"
+    return rows[~test], [f"{aside}: no fold looks at them"]
 
 
 def _given(split: pd.Series[Any]) -> NDArray[np.int8]:
     """Code of the split of each row; `FREE` where none is given."""
     if not isinstance(split.dtype, pd.CategoricalDtype):
-        split = split.astype("string").replace("", pd.NA).astype("category")
+        names = split.astype("string")
+        split = names.mask(names == "").astype("category")
     unknown = sorted(set(split.cat.categories) - set(SPLITS))
     if unknown:
         raise ValueError(f"splits must be among {', '.join(SPLITS)}; got {', '.join(unknown)}")
@@ -151,7 +163,7 @@ class _Taking:
         lacking = self._lacking(pool, taken, ~taken)
         if self._stops(lacking):
             self.problems.append(
-                f"no val, and {self._names(lacking)} cannot be split into train and val: "
+                f"there is no val, and {self._names(lacking)} cannot be split into train and val: "
                 f"{self._each} needs at least two different {self._kind} of its own"
             )
         elif lacking:

@@ -27,7 +27,7 @@ from tl.data.folder import (
     scan,
     some,
 )
-from tl.data.splits import assign_splits
+from tl.data.splits import assign_splits, without_test
 from tl.data.stores import FileStore, Images, ImageStore
 
 SPLITS = ("train", "val", "test")
@@ -107,7 +107,7 @@ class ImageTable:
 
     def images(self, rows: str | pd.DataFrame) -> Images:
         """Images of a split, or of some rows of this table, in their order; read when asked for."""
-        return Images(self.store, self.split(rows) if isinstance(rows, str) else rows)
+        return Images.of_rows(self.store, self.split(rows) if isinstance(rows, str) else rows)
 
     def targets(self, rows: str | pd.DataFrame) -> NDArray[Any]:
         """What is to be predicted for a split, or for some rows of this table.
@@ -206,13 +206,11 @@ def read_table(
         raise DataError(_nothing_found(found))
     names = tuple(classes) if classes is not None else _train_classes(found)
     facts = check_images(
-        root,
-        [path for path, _, _ in found.images],
-        decode=config.check,
+        Images.of_files(root, [path for path, _, _ in found.images]),
         max_pixels=config.max_pixels,
         cache_file=cache_path(cache_dir, root) if cache_dir else None,
         progress=progress,
-    )
+    ).to_pandas()
     return _assemble(
         config, found, facts, names, seed=seed, required=required_splits, given=classes is not None
     )
@@ -253,6 +251,9 @@ def _assemble(
         )
         rows = rows.assign(split=assigned.splits.astype(str))
         notes += assigned.notes
+        if config.folds and "val" in required:
+            rows, aside = without_test(rows)
+            notes += aside
         problems += [] if given else assigned.problems
     if not problems:  # all was there by name: what was left out may have been the last of its class
         problems = _empty_cells(found, rows, classes, required, given=given, val_taken=True)

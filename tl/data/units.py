@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +81,8 @@ def units_of(frame: pd.DataFrame, task: Task, classes: int) -> Units:
     if (sha256 == "").any():
         by = "name"
         sha256 = sha256.where(sha256 != "", "name " + frame["path"].astype("string[pyarrow]"))
-    contents, hashes = pd.factorize(sha256)
+    contents, found = pd.factorize(sha256)
+    hashes = np.asarray(found, object)
     of_row, keys, linked = contents.astype(np.int64), hashes, 0
     if "group" in frame and (frame["group"].fillna("") != "").any():
         by = "group"
@@ -91,17 +92,18 @@ def units_of(frame: pd.DataFrame, task: Task, classes: int) -> Units:
     shape = (len(keys), classes if everything is None else everything + 1)
     table = coo_array((np.ones(len(rows), np.int32), (of_row[rows], labels)), shape).tocsr()
     table.data[:] = 1  # however many images of the unit have the label
-    return Units(of_row, np.asarray(keys, object), table, everything, by, linked)
+    return Units(of_row, keys, table, everything, by, linked)
 
 
 def _groups(
-    group: pd.Series[Any], contents: NDArray[np.int64], hashes: Sequence[str]
-) -> tuple[NDArray[np.int64], list[str], int]:
+    group: pd.Series[Any], contents: NDArray[np.int64], hashes: NDArray[np.object_]
+) -> tuple[NDArray[np.int64], NDArray[np.object_], int]:
     """Unit of each row, key of each unit, and how many groups copies bind to another one.
 
     A unit's key is its first group by name, so that images which join a group change nothing.
     """
-    names = group.astype("string[pyarrow]").replace("", pd.NA)
+    names = group.astype("string[pyarrow]")
+    names = names.mask(names == "")
     groups, found = pd.factorize(names, sort=True)
     member = groups >= 0
     nodes = len(hashes) + len(found)
@@ -118,7 +120,7 @@ def _groups(
         for g, c in zip(first, content, strict=True)
     ]
     linked = int((np.bincount(of_group, minlength=units)[of_group] > 1).sum())
-    return of_content[contents].astype(np.int64), keys, linked
+    return of_content[contents].astype(np.int64), np.array(keys, object), linked
 
 
 def _label_pairs(
