@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import logging
 import os
 import stat
@@ -11,206 +12,274 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
 from tl.bundle import ImageError, open_image
 from tl.cores import usable_cores
+from tl.data.stores import MISSING, OUTSIDE, Images
 
 log = logging.getLogger(__name__)
 
 EXIF_ORIENTATION = 0x0112
 LYING_ORIENTATIONS = (5, 6, 7, 8)  # of the EXIF tag: width and height change places
 # Raise it when the meaning of a remembered row changes.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
+CHUNK = 4096  # images whose facts are Python objects at the same time
+KEPT_IN_MEMORY = 100_000  # rows of a remembered check that a process keeps for the next reading
+TEXT = pa.large_string()
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What one look at a file tells.
+    """What one look at an image tells.
 
     Args:
-        path: Relative to the data folder, posix.
-        bytes: Size of the file.
-        mtime_ns: Time of its last change.
-        sha256: Of its contents; empty where the file cannot be read at all.
-        width: Of the upright image, pixels.
+        path: Its name in the table.
+        bytes: Its size as it is stored.
+        stamp: A number that changes when it may have changed; see `ImageStore.stamps`.
+        sha256: Of its bytes; empty where they cannot be read at all.
+        width: Of the upright image, pixels; 0 where nobody looked.
         height: Of the upright image, pixels.
-        decoded: Whether every pixel was decoded, not only the header.
         reason: Why the image cannot be used; empty for a good one.
     """
 
     path: str
     bytes: int
-    mtime_ns: int
+    stamp: int
     sha256: str
     width: int
     height: int
-    decoded: bool
     reason: str
 
 
-NAMES = [*ImageFacts.__dataclass_fields__]
+SCHEMA = pa.schema(
+    {
+        "path": TEXT,
+        "bytes": pa.int64(),
+        "stamp": pa.int64(),
+        "sha256": TEXT,
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "reason": TEXT,
+    }
+)
 # What this process has read of remembered checks, by file: its identity, and the rows.
-_memory: dict[Path, tuple[tuple[int, int, int], pd.DataFrame]] = {}
+_memory: dict[Path, tuple[tuple[int, int, int], pa.Table]] = {}
 
 
 def check_images(
-    root: Path,
-    paths: Sequence[str],
+    images: Images,
     *,
-    decode: bool,
     max_pixels: int,
     cache_file: Path | None,
     progress: Callable[[int, int], None] | None,
-) -> pd.DataFrame:
-    """Hash and decode files in parallel.
+) -> pa.Table:
+    """Hash and decode images in parallel.
 
     Args:
-        root: The data folder.
-        paths: Files, relative to it.
-        decode: False reads contents and headers only.
+        images: What to look at.
         max_pixels: Larger images are refused.
-        cache_file: Parquet file with the outcome of earlier checks, replaced atomically. Bad files
-            are not remembered: they are looked at again each time.
-        progress: Called with (done, total) of the files that are not remembered.
+        cache_file: Parquet file with the outcome of earlier checks, replaced atomically; that of an
+            interrupted check is kept, too. Bad images are not remembered: they are looked at again
+            each time.
+        progress: Called with (done, total) of the images that are not remembered.
 
     Returns:
-        One row per path, in order, with the fields of `ImageFacts`.
+        One row per image, in order, with the fields of `ImageFacts`.
     """
     known = _read_cache(cache_file)
-    places = known.index.get_indexer(pd.Index(list(paths)))
-    kept = _still_true(root, paths, known, places, decode=decode, max_pixels=max_pixels)
-    new = [path for path, same in zip(paths, kept, strict=True) if not same]
+    sizes, stamps = images.stamps()
+    places = pc.index_in(images.names, value_set=known["path"]).fill_null(-1).to_numpy()
+    kept = _still_true(known, places, sizes, stamps, max_pixels)
+    new = np.flatnonzero(~kept)
+    facts = [known.take(places[kept])]
     # Pillow's own limit warns or fails before ours can name the file.
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)
-    looked = []
-    with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
-        try:
-            results = pool.map(lambda path: look_at(root, path, decode, max_pixels), new)
-            for done, result in enumerate(results, start=1):
-                looked.append(result)
-                if progress:
-                    progress(done, len(new))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    facts = known.iloc[places[kept]].reset_index()
-    if looked:
-        rows = pd.DataFrame(map(vars, looked), columns=NAMES)
-        facts = pd.concat([facts, rows], ignore_index=True) if len(facts) else rows
-        facts = facts.set_index("path").loc[list(paths)].reset_index()
-    if cache_file and (new or len(known) != len(paths)):
-        _write_cache(cache_file, facts[facts["reason"] == ""])
-    return facts
-
-
-def look_at(root: Path, path: str, decode: bool, max_pixels: int) -> ImageFacts:
-    """Hash one file and decode it, or its header only."""
-    file = root / path
-    digest, size, mtime, width, height, reason = "", 0, 0, 0, 0, ""
     try:
-        status = file.stat()
-        size, mtime = status.st_size, status.st_mtime_ns
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError(path, "a pipe, socket or device, not a regular file")
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        width, height = _upright_size(file, decode, max_pixels)
+        facts += _look(images, new, sizes, stamps, max_pixels, progress)
+    except BaseException:
+        _remember(cache_file, pa.concat_tables(facts))
+        raise
+    found = pa.concat_tables(facts)
+    if len(new) or len(known) != len(images):
+        _remember(cache_file, found)
+    if kept.any() and len(new):
+        found = found.take(np.argsort(np.concatenate([np.flatnonzero(kept), new])))
+    return found
+
+
+def unlooked(images: Images, max_pixels: int) -> pa.Table:
+    """The facts that need no look at the bytes: `sha256` is empty, width and height are 0.
+
+    Only what cannot be an image, such as an empty file, is looked at, for the reason.
+    """
+    sizes, stamps = images.stamps()
+    good = sizes > 0
+    empty = pa.array(np.full(len(images), ""), TEXT)
+    nothing = pa.array(np.zeros(len(images), np.int32))
+    columns = [images.names, sizes, stamps, empty, nothing, nothing, empty]
+    found = pa.table(dict(zip(SCHEMA.names, columns, strict=True)), SCHEMA)
+    if good.all():
+        return found
+    bad = np.flatnonzero(~good)
+    looks = list(_look(images, bad, sizes, stamps, max_pixels, None))
+    order = np.argsort(np.concatenate([np.flatnonzero(good), bad]))
+    return pa.concat_tables([found.filter(good), *looks]).take(order)
+
+
+def identities(facts: pa.Table, root: Path) -> list[str]:
+    """Stand for the hashes of images that nobody looked at: of place, name, size and stamp."""
+    start = hashlib.sha256(os.fsencode(root))
+    found = []
+    for batch in facts.select(["path", "bytes", "stamp"]).to_batches(CHUNK):
+        for path, size, stamp in zip(*(column.to_pylist() for column in batch), strict=True):
+            digest = start.copy()
+            digest.update(f"\0{path}\0{size}\0{stamp}".encode())
+            found.append(digest.hexdigest())
+    return found
+
+
+def _look(
+    images: Images,
+    chosen: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    stamps: NDArray[np.int64],
+    max_pixels: int,
+    progress: Callable[[int, int], None] | None,
+) -> Any:
+    """Facts of some images, as tables that follow each other."""
+
+    def look(index: int) -> ImageFacts:
+        return look_at(images, index, int(sizes[index]), int(stamps[index]), max_pixels)
+
+    done = 0
+    with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
+        for start in range(0, len(chosen), CHUNK):
+            looked: list[ImageFacts] = []
+            try:
+                for facts in pool.map(look, chosen[start : start + CHUNK].tolist()):
+                    looked.append(facts)
+                    done += 1
+                    if progress:
+                        progress(done, len(chosen))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                yield pa.Table.from_pylist(list(map(vars, looked)), SCHEMA)
+                raise
+            yield pa.Table.from_pylist(list(map(vars, looked)), SCHEMA)
+
+
+def look_at(images: Images, index: int, size: int, stamp: int, max_pixels: int) -> ImageFacts:
+    """Hash one image and decode it."""
+    name = images.name(index)
+    digest, width, height, reason = "", 0, 0, ""
+    try:
+        if size == OUTSIDE:
+            raise ImageError(name, "a link that leads out of the data folder")
+        source = images.source(index)
+        if isinstance(source, bytes):
+            size, digest = len(source), hashlib.sha256(source).hexdigest()
+        else:
+            if not stat.S_ISREG(source.stat().st_mode):
+                raise ImageError(name, "a pipe, socket or device, not a regular file")
+            with source.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        width, height = _upright_size(source, max_pixels)
     except ImageError as error:
         reason = error.reason
     except FileNotFoundError:
-        reason = "a link to a file that is not there" if file.is_symlink() else "no such file"
+        is_link = isinstance(source, Path) and source.is_symlink()
+        reason = "a link to a file that is not there" if is_link else "no such file"
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-    return ImageFacts(path, size, mtime, digest, width, height, decode, reason)
+    except ValueError as error:  # a name may hold a zero byte
+        reason = str(error)
+    return ImageFacts(name, max(size, 0), stamp, digest, width, height, reason)
 
 
-def _upright_size(file: Path, decode: bool, max_pixels: int) -> tuple[int, int]:
+def _upright_size(source: Path | bytes, max_pixels: int) -> tuple[int, int]:
     """Width and height; the full decoder speaks wherever the short way does not serve."""
     try:
-        with Image.open(file) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             width, height = image.size
             quick = image.format == "JPEG" and image.mode in ("RGB", "L")
-            if width * height <= max_pixels and (quick or not decode):
-                # Pillow decodes the whole of a PNG to look for an EXIF block behind the pixels.
-                exif = {} if image.format == "PNG" and "exif" not in image.info else image.getexif()
-                lying = exif.get(EXIF_ORIENTATION) in LYING_ORIENTATIONS
-                if decode:
-                    # libjpeg reads the whole stream, but computes an eighth of each side only.
-                    image.draft(image.mode, (1, 1))
-                    image.load()
+            if width * height <= max_pixels and quick:
+                lying = image.getexif().get(EXIF_ORIENTATION) in LYING_ORIENTATIONS
+                # libjpeg reads the whole stream, but computes an eighth of each side only.
+                image.draft(image.mode, (1, 1))
+                image.load()
                 return (height, width) if lying else (width, height)
     except Exception as error:  # decoders raise whatever they like on damaged files
-        log.debug("%s: %s; asking the full decoder", file, error)
-    return open_image(file, max_pixels=max_pixels).size
+        log.debug("%s; asking the full decoder", error)
+    return open_image(source, max_pixels=max_pixels).size
 
 
 def _still_true(
-    root: Path,
-    paths: Sequence[str],
-    known: pd.DataFrame,
-    places: NDArray[np.intp],
-    *,
-    decode: bool,
+    known: pa.Table,
+    places: NDArray[Any],
+    sizes: NDArray[np.int64],
+    stamps: NDArray[np.int64],
     max_pixels: int,
 ) -> NDArray[np.bool_]:
-    """Which files are as they were when they were looked at, and were looked at well enough.
+    """Which images are as they were when they were looked at.
 
     Args:
-        root: The data folder.
-        paths: Files, relative to it.
         known: Outcome of earlier checks.
-        places: Row of each file there, -1 for none.
-        decode: Whether every pixel must have been decoded.
+        places: Row of each image there, -1 for none.
+        sizes: Of each image now.
+        stamps: Of each image now.
         max_pixels: Larger images are to be refused.
     """
-    start = f"{root}{os.sep}"
-    found = np.full((len(paths), 2), -1, np.int64)
-    for number in np.flatnonzero(places >= 0).tolist():
-        with contextlib.suppress(OSError):
-            status = os.stat(start + paths[number])  # noqa: PTH116 - thousands of them
-            found[number] = status.st_size, status.st_mtime_ns
-    sizes, times = (known[name].to_numpy(np.int64) for name in ("bytes", "mtime_ns"))
-    pixels = known["width"].to_numpy(np.int64) * known["height"].to_numpy(np.int64)
-    enough = (pixels <= max_pixels) & (known["decoded"].to_numpy(bool) >= decode)
-    kept = places >= 0
+    kept: NDArray[np.bool_] = places >= 0
     at = places[kept]
-    kept[kept] = (sizes[at] == found[kept, 0]) & (times[at] == found[kept, 1]) & enough[at]
-    return kept
+    before = {
+        name: known[name].to_numpy().astype(np.int64)[at]
+        for name in ("bytes", "stamp", "width", "height")
+    }
+    same = (before["bytes"] == sizes[kept]) & (before["stamp"] == stamps[kept])
+    kept[kept] = same & (before["width"] * before["height"] <= max_pixels)
+    return kept & (sizes != MISSING)
 
 
-def cache_path(cache_dir: Path, root: Path) -> Path:
-    """Where the check of a data folder is remembered."""
-    key = hashlib.sha256(str(root).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    return cache_dir / "images" / f"{key}-v{CACHE_VERSION}.parquet"
+def cache_path(cache_dir: Path, key: str | Path) -> Path:
+    """Where the check of a source is remembered."""
+    digest = hashlib.sha256(os.fsencode(str(key))).hexdigest()[:16]
+    return cache_dir / "images" / f"{digest}-v{CACHE_VERSION}.parquet"
 
 
-def _read_cache(file: Path | None) -> pd.DataFrame:
-    """Outcome of earlier checks by path; empty where there is none."""
-    nothing = pd.DataFrame(columns=NAMES).set_index("path")
+def _read_cache(file: Path | None) -> pa.Table:
+    """Outcome of earlier checks; empty where there is none."""
+    nothing = SCHEMA.empty_table()
     if file is None or not file.exists():
         return nothing
     try:
         status = file.stat()
         identity = status.st_ino, status.st_mtime_ns, status.st_size
-        if _memory.get(file, (None, nothing))[0] != identity:
-            table = pd.read_parquet(file)[NAMES].drop_duplicates("path").set_index("path")
+        if _memory.get(file, (None, nothing))[0] == identity:
+            return _memory[file][1]
+        table = pq.read_table(file, columns=SCHEMA.names).cast(SCHEMA)
+        if len(table) <= KEPT_IN_MEMORY:
             _memory[file] = identity, table
-        return _memory[file][1]
     except Exception as error:  # a damaged cache costs a second look, never the job
         log.warning("the remembered check %s cannot be read (%s): checking again", file, error)
         return nothing
+    return table
 
 
-def _write_cache(file: Path, facts: pd.DataFrame) -> None:
+def _remember(file: Path | None, facts: pa.Table) -> None:
+    if file is None:
+        return
     partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        facts.to_parquet(partial, index=False)
+        pq.write_table(facts.filter(pc.equal(facts["reason"], "")), partial)
         partial.replace(file)
     except OSError as error:
         log.warning("the check of the images cannot be remembered in %s: %s", file.parent, error)
