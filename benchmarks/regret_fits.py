@@ -13,27 +13,16 @@ from typing import Any
 import numpy as np
 from images import ASSETS
 from regret_cells import Cell, read_set, sample
+from regret_rates import method_config
 
 import tl
 from tl import training
-from tl.config import Budget, FinetuneConfig, HeadKind, TlError, TrainConfig
+from tl.config import FinetuneConfig, HeadKind, TlError, TrainConfig
 from tl.data import ImageDataModule, ImageTable
-from tl.decision import recipe
 from tl.decision.evidence import Evidence
 from tl.finetuning import Phase, Plan, build_plan
 from tl.models import BuiltModel, build_model
 
-# Key of a method -> arguments of `tl.decision.recipe`.
-METHODS: dict[str, dict[str, Any]] = {
-    "linear_probe": {"method": "linear_probe"},
-    "stage_probe": {"method": "stage_probe"},
-    "lp_partial_1": {"method": "lp_partial", "last_stages": 1},
-    "lp_partial_2": {"method": "lp_partial", "last_stages": 2},
-    "norm_affine": {"method": "norm_affine"},
-    "lp_ft": {"method": "lp_ft"},
-    "full": {"method": "full"},
-}
-RATES = (1.0, 0.333, 3.0)  # times the default rate of the last phase
 IMAGE_SIZE = 112  # half a side of the pretraining: a quarter of the time
 LEAST_EPOCHS = 4
 
@@ -123,7 +112,7 @@ def fits(
         given: The cell.
         evidence: Of the cell.
         limits: What a fit may cost.
-        wanted: Keys of `METHODS` with rates.
+        wanted: Keys of `regret_rates.METHODS` with rates.
     """
     folder = given.work / "fits" / "-".join(map(str, given.cell.key().values()))
     shutil.rmtree(folder, ignore_errors=True)
@@ -133,7 +122,9 @@ def fits(
             began, cpu = time.perf_counter(), time.process_time()
             row: dict[str, Any] = {"method": method, "rate": rate}
             try:
-                config = method_config(method, evidence, limits, given.config.data.batch_size)
+                config = method_config(
+                    method, evidence, limits.budget, given.config.data.batch_size
+                )
                 row |= fit.run(config, rate, folder / f"{method}-{rate}")
             except TlError as error:
                 row["error"] = str(error)
@@ -141,15 +132,6 @@ def fits(
             yield row | {"seconds": round(time.perf_counter() - began, 2)}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def method_config(
-    method: str, evidence: Evidence, limits: Limits, batch_size: int
-) -> FinetuneConfig:
-    """Settings of a method as the decision would fill them in."""
-    return recipe(
-        evidence=evidence, budget=Budget[limits.budget], batch_size=batch_size, **METHODS[method]
-    )
 
 
 def limited(plan: Plan, train_images: int, rate: float, limits: Limits) -> Plan:
@@ -198,7 +180,7 @@ class _Fit:
         return {
             "acc": float(right.mean()),
             "hits": np.packbits(right).tobytes().hex(),
-            "val_acc": [p.best_acc for p in result.phases if p.kept][-1],
+            "val_acc": [p.best_score for p in result.phases if p.kept][-1],
             "phases": [asdict(p) for p in plan.phases],
             "epochs": [p.epochs for p in result.phases],
             "kept": [p.kept for p in result.phases],

@@ -17,7 +17,7 @@ from tl.data import read_table
 from tl.data.datamodule import ImageDataModule
 from tl.finetuning import Plan, build_plan
 from tl.models import BuiltModel, Weights, build_model, find_stages
-from tl.module import ClassificationModule
+from tl.module import TransferModule
 from tl.training import FitResult, PhaseResult, prepare, run_plan
 from tl.training.lightning import Checkpoints
 
@@ -52,15 +52,15 @@ class CrashError(Exception):
 def crash_after(patch: pytest.MonkeyPatch, epochs: int) -> None:
     """Let a run end after so many epochs of all its phases; the state of each is written."""
     patch.setattr(Checkpoints, "SHARE", float("inf"))
-    as_always, seen = ClassificationModule.on_train_epoch_end, []
+    as_always, seen = TransferModule.on_train_epoch_end, []
 
-    def on_train_epoch_end(module: ClassificationModule) -> None:
+    def on_train_epoch_end(module: TransferModule) -> None:
         as_always(module)
         seen.append(module)
         if len(seen) == epochs:
             raise CrashError
 
-    patch.setattr(ClassificationModule, "on_train_epoch_end", on_train_epoch_end)
+    patch.setattr(TransferModule, "on_train_epoch_end", on_train_epoch_end)
 
 
 @dataclass(frozen=True)

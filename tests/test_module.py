@@ -11,8 +11,9 @@ from torch import nn
 
 from tl.config import ModelConfig, compose
 from tl.finetuning import build_plan
+from tl.losses import Objective
 from tl.models import build_model, find_stages
-from tl.module import ClassificationModule, TrainingError, warmup_cosine
+from tl.module import TrainingError, TransferModule, warmup_cosine
 
 
 def phase_for(*overrides):
@@ -26,7 +27,7 @@ def module():
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=3)
     phase = phase_for("finetune=full", "finetune.label_smoothing=0.1")
-    return ClassificationModule(model, find_stages(model), phase, 3)
+    return TransferModule(model, find_stages(model), phase, Objective(), 3)
 
 
 def batch():
@@ -104,7 +105,7 @@ def test_the_ratio_between_stages_stays(steps, warmup):
 def test_optimizers(name):
     model = timm.create_model("test_resnet", num_classes=3)
     phase = phase_for("finetune=lp_ft", f"finetune.optimizer={name}")
-    module = ClassificationModule(model, find_stages(model), phase, 3)
+    module = TransferModule(model, find_stages(model), phase, Objective(), 3)
     module._trainer = type("T", (), {"estimated_stepping_batches": 10, "barebones": False})()
     optimizer = module.configure_optimizers()["optimizer"]
     assert type(optimizer).__name__.lower() == name

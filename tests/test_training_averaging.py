@@ -15,8 +15,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tl.heads import train_epoch
+from tl.losses import Objective
 from tl.models import find_stages
-from tl.module import ClassificationModule
+from tl.module import TransferModule
 from tl.training.averaging import MovingAverage, choose_mixture, decay_of, mix
 
 HEAD = "finetune=linear_probe"
@@ -85,7 +86,7 @@ def test_the_average_is_that_by_hand_and_validation_sees_it():
     model = timm.create_model("test_resnet", num_classes=3)
     settings = ["finetune.epochs=2", "finetune.optimizer=sgd", "finetune.head_lr=0.01"]
     phase = plan_for(model, "finetune=partial", "finetune.batch_norm=train", *settings).phases[0]
-    module = ClassificationModule(model, find_stages(model), phase, 3)
+    module = TransferModule(model, find_stages(model), phase, Objective(), 3)
     batches = [
         {"image": torch.randn(4, 3, 32, 32), "label": torch.tensor([0, 1, 2, 0])} for _ in range(6)
     ]

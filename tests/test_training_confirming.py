@@ -88,7 +88,7 @@ def test_a_quarter_of_the_epochs_and_the_model_stays_as_it_was(job, tmp_path):
     found = attempt(job, tmp_path / "confirm-choice")
     progress = json.loads((tmp_path / "confirm-choice/progress.json").read_text())
     assert [phase["epochs"] for phase in progress["phases"]] == [2, 2]
-    assert (len(found.correct), found.method) == (9, "lp_ft")
+    assert (len(found.scores), found.method) == (9, "lp_ft")
     assert found.trained == sum(p.numel() for p in built.model.parameters())
     after = built.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from tl.losses import Objective
 
 
 @torch.no_grad()
@@ -16,9 +17,11 @@ def train_epoch(
     head: nn.Linear,
     optimizer: torch.optim.Optimizer,
     embeddings: Tensor,
-    labels: Tensor,
+    targets: Tensor,
     *,
     batch_size: int,
+    objective: Objective | None = None,
+    weights: Tensor | None = None,
     order: Tensor | None = None,
     rate: Callable[[int], float] = lambda _: 1.0,
     first_step: int = 0,
@@ -26,20 +29,23 @@ def train_epoch(
     gradient_clip: float = 0.0,
     after_step: Callable[[], None] | None = None,
 ) -> Tensor:
-    """Pass over embeddings in mini-batches, with the mean cross-entropy as loss.
+    """Pass over embeddings in mini-batches, with the mean loss of an objective.
 
-    The gradient of softmax regression is written out, `(p - y)^T x / n` (Bishop 2006, Pattern
-    Recognition and Machine Learning, section 4.3.4): the same steps as through autograd and
-    Lightning's loop, at a small part of their cost. A step takes a tenth of a millisecond, so what
-    belongs to the epoch is made before the first one, in buffers that every step uses again.
+    The gradient of a linear head is written out, for softmax regression `(p - y)^T x / n` (Bishop
+    2006, Pattern Recognition and Machine Learning, section 4.3.4): the same steps as through
+    autograd and Lightning's loop, at a small part of their cost. A step takes a tenth of a
+    millisecond, so what belongs to the epoch is made before the first one, in buffers that every
+    step uses again.
 
     Args:
         head: Trained in place.
         optimizer: Holds the weight and the bias, if there is one; each group has `initial_lr`, as
             a scheduler leaves it.
         embeddings: float32 (rows, features).
-        labels: Class indices (rows,).
+        targets: Of all rows, as `Objective.encode` gives them.
         batch_size: Rows a step.
+        objective: Loss; default: cross-entropy.
+        weights: Of all rows in the loss (rows,).
         order: Rows of the epoch, (N,); default: all, as they come. They are copied step by step,
             which is twice as fast as a copy of the whole.
         rate: Share of the initial learning rate at a step.
@@ -57,20 +63,22 @@ def train_epoch(
         >>> train_epoch(head, sgd, torch.randn(10, 2), torch.tensor([0, 1] * 5), batch_size=4).shape
         torch.Size([3])
     """
+    objective = objective or Objective()
     if order is None:
-        order = torch.arange(len(labels), device=labels.device)
+        order = torch.arange(len(targets), device=targets.device)
     weight, bias = head.weight, head.bias
     dot, shared = _products(weight)
-    targets = _targets(labels[order], head.out_features, label_smoothing)
+    wanted = objective.soft(targets[order], head.out_features, label_smoothing)
+    shares = objective.row_weights(wanted, None if weights is None else weights[order])
     buffer = embeddings.new_empty(batch_size, embeddings.shape[1])
-    logits = embeddings.new_empty(targets.shape)
+    logits = embeddings.new_empty(wanted.shape)
     for parameter in head.parameters():
         parameter.grad = torch.empty_like(parameter)
     gradients = [p.grad for p in head.parameters() if p.grad is not None]
     flat = [g.view(-1) for g in gradients]
     step = _Step(optimizer)
     columns, gradient = shared(weight.t()), shared(gradients[0])
-    parts = zip(*(torch.split(t, batch_size) for t in (order, logits, targets)), strict=True)
+    parts = zip(*(torch.split(t, batch_size) for t in (order, logits, wanted)), strict=True)
     for number, (rows, z, y) in enumerate(parts):
         x = buffer[: len(rows)]
         torch.index_select(embeddings, 0, rows, out=x)
@@ -78,7 +86,11 @@ def train_epoch(
         dot(values, columns, out=shared(z))
         if bias is not None:
             z += bias
-        error = z.softmax(dim=1).sub_(y).div_(len(rows))
+        if objective.shift is not None:
+            z += objective.shift
+        error = objective.slope(z, y).div_(len(rows))
+        if shares is not None:
+            error *= shares[number * batch_size :][: len(rows), None]
         dot(shared(error.t()), values, out=gradient)
         if bias is not None:
             torch.sum(error, dim=0, out=gradients[1])
@@ -87,7 +99,8 @@ def train_epoch(
         step(rate(first_step + number))
         if after_step is not None:
             after_step()
-    losses = -(logits.log_softmax(dim=1) * targets).sum(dim=1)
+    losses = objective.losses(logits, wanted)
+    losses = losses if shares is None else losses * shares
     return torch.stack([part.mean() for part in torch.split(losses, batch_size)])
 
 
@@ -99,12 +112,6 @@ def _products(weight: Tensor) -> tuple[Callable[..., Any], Callable[[Tensor], An
     if weight.device.type == "cpu":
         return np.dot, lambda tensor: tensor.detach().numpy()
     return torch.mm, lambda tensor: tensor
-
-
-def _targets(labels: Tensor, classes: int, smoothing: float) -> Tensor:
-    """What the probabilities should be, (N, classes)."""
-    targets = F.one_hot(labels, classes).float()
-    return targets * (1 - smoothing) + smoothing / classes if smoothing else targets
 
 
 def _clip(gradients: list[Tensor], limit: float) -> None:

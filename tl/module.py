@@ -11,15 +11,15 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from torchmetrics.classification import MulticlassStatScores
 
 from tl.config import TlError
 from tl.finetuning import Phase, freeze, parameter_groups, set_modes, state_names
 from tl.graph import Split
 from tl.heads import train_epoch
+from tl.losses import Objective
 from tl.models import Stage
+from tl.scores import Scores
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -28,20 +28,22 @@ class TrainingError(TlError):
     """Training cannot go on; says what happened and what to change."""
 
 
-class ClassificationModule(pl.LightningModule):
-    """Trains the stages of one phase of a plan by cross-entropy.
+class TransferModule(pl.LightningModule):
+    """Trains the stages of one phase of a plan by the loss of a task.
 
-    A batch holds `image` (B, 3, H, W), or, where `split` is set, `values`: what the frozen part of
-    the model says about its images. A head that is one linear layer then learns whole epochs in a
+    A batch holds `label` as the table does, perhaps the `weight` (B,) of its images, and `image`
+    (B, 3, H, W), or, where `split` is set, `values`: what the frozen part of the model says about
+    its images. A head that is one linear layer then learns whole epochs in a
     single `training_step` (`tl.heads`).
 
     Args:
-        model: Takes images (N, 3, H, W), gives logits (N, classes); shared by all phases of a plan.
+        model: Takes images (N, 3, H, W), gives outputs (N, C); shared by all phases of a plan.
         stages: Stages of the model, the head last.
         phase: What trains, and how.
-        num_classes: Outputs of the head.
-        mix: Mixup or cutmix of a batch: images (N, 3, H, W) and labels (N,) to images and
-            soft labels (N, classes).
+        objective: Loss of the task.
+        outputs: Of the head.
+        mix: Mixup or cutmix of a batch: images (N, 3, H, W) and a table (N, D) with a row for each,
+            both mixed in the same shares.
         seed: Makes dropout, stochastic depth and mixing of a step a function of the seed and the
             step alone, so that a resumed run repeats them.
     """
@@ -51,7 +53,8 @@ class ClassificationModule(pl.LightningModule):
         model: nn.Module,
         stages: Sequence[Stage],
         phase: Phase,
-        num_classes: int,
+        objective: Objective,
+        outputs: int,
         *,
         mix: Mix | None = None,
         seed: int = 0,
@@ -69,7 +72,9 @@ class ClassificationModule(pl.LightningModule):
         self.strict_loading = False  # checkpoints hold what trains, and nothing else
         self._finite: Tensor
         self.register_buffer("_finite", torch.tensor(True), persistent=False)
-        self.val_counts = MulticlassStatScores(num_classes, average=None, validate_args=False)
+        self.objective = objective
+        self.outputs = outputs
+        self.scores = Scores(objective, outputs)
         freeze(model, self.stages, phase)
 
     def read_values(self, split: Split, *, head_steps: int = 0, batch_size: int = 0) -> None:
@@ -87,7 +92,7 @@ class ClassificationModule(pl.LightningModule):
         self.automatic_optimization = not head_steps
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
-        """Logits (N, classes) of a batch."""
+        """Outputs (N, C) of a batch."""
         if "image" not in batch:
             assert self.split is not None
             if "rows" in batch:
@@ -96,8 +101,8 @@ class ClassificationModule(pl.LightningModule):
                 return found
             return self.split.suffix(batch["values"])
         images = batch["image"].contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.model(images)
-        return logits
+        outputs: Tensor = self.model(images)
+        return outputs
 
     def trained_state(self) -> dict[str, Tensor]:
         """What the phase changes, by its names in the model: weights, and buffers of its stages."""
@@ -124,21 +129,31 @@ class ClassificationModule(pl.LightningModule):
         torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) >> 1)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Mean cross-entropy of a batch."""
-        target = batch["label"]
-        size = len(target)
+        """Mean loss of a batch."""
+        size = len(batch["label"])
         if not self.automatic_optimization:
             loss = self._train_head(batch)
         else:
+            targets, weights = self.objective.encode(batch["label"]), batch.get("weight")
             if self.mix is not None:
-                images, target = self.mix(batch["image"], target)
+                images, targets, weights = self._mixed(batch["image"], targets, weights)
                 batch = {"image": images}
-            smoothing = self.phase.label_smoothing
-            loss = F.cross_entropy(self(batch), target, label_smoothing=smoothing)
+            loss = self.objective(self(batch), targets, weights, self.phase.label_smoothing)
         self._finite &= torch.isfinite(loss.detach())  # no synchronisation with a GPU here
         self.log("train/loss_step", loss, on_step=True, on_epoch=False, batch_size=size)
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         return loss
+
+    def _mixed(
+        self, images: Tensor, targets: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Images, targets (N, C) and weights, mixed in the same shares."""
+        assert self.mix is not None
+        soft = self.objective.soft(targets, self.outputs)
+        if weights is None:
+            return (*self.mix(images, soft), None)
+        images, table = self.mix(images, torch.cat([soft, weights[:, None]], dim=1))
+        return images, table[:, :-1], table[:, -1]
 
     def _train_head(self, batch: dict[str, Any]) -> Tensor:
         """All steps of a batch of many rows; returns their mean loss."""
@@ -156,9 +171,11 @@ class ClassificationModule(pl.LightningModule):
                 self.split.linear,
                 self.optimizers(use_pl_optimizer=False),  # type: ignore[arg-type]
                 batch["rows"] if "rows" in batch else self.split.rows(batch["values"]),
-                labels,
+                self.objective.encode(labels),
                 order=batch.get("order"),
                 batch_size=self.batch_size,
+                objective=self.objective,
+                weights=batch.get("weight"),
                 rate=rate,
                 first_step=steps.total.completed,
                 label_smoothing=self.phase.label_smoothing,
@@ -177,21 +194,17 @@ class ClassificationModule(pl.LightningModule):
         return losses @ torch.tensor(sizes, dtype=losses.dtype, device=losses.device) / len(labels)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Loss without label smoothing, accuracy and macro F1."""
-        logits = self(batch)
-        size = len(logits)
-        loss = F.cross_entropy(logits, batch["label"])
+        """Loss without label smoothing, and scores."""
+        outputs, labels = self(batch), batch["label"]
+        size = len(outputs)
+        loss = self.objective(outputs, self.objective.encode(labels), batch.get("weight"))
         self.log("val/loss", loss, on_epoch=True, batch_size=size, sync_dist=True)
-        self.val_counts.update(logits, batch["label"])
+        self.scores.update(outputs, labels)
 
     def on_validation_epoch_end(self) -> None:
-        """Accuracy, and F1 as the mean over the classes that occur or were predicted."""
-        right, wrong, _, missed, images = self.val_counts.compute().double().unbind(dim=1)
-        self.val_counts.reset()
-        seen = (images + wrong) > 0
-        f1 = 2 * right[seen] / (2 * right + wrong + missed)[seen]
-        self.log("val/acc", (right.sum() / images.sum()).float())
-        self.log("val/f1_macro", f1.mean().float())
+        """Scores of the task over all of val."""
+        for name, value in self.scores.compute().items():
+            self.log(f"val/{name}", value)
 
     def on_train_epoch_end(self) -> None:
         """Stop where the loss is no number any more.

@@ -289,7 +289,7 @@ def confirm(
 
 def fit_settings(config: TrainConfig) -> dict[str, Any]:
     """Arguments of `tl.training.run_plan` that no plan changes."""
-    names = ("trainer", "callbacks", "cache", "seed")
+    names = ("trainer", "callbacks", "cache", "imbalance", "seed")
     return {name: getattr(config, name) for name in names}
 
 

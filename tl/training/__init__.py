@@ -18,18 +18,19 @@ from pytorch_lightning.callbacks import (
 from pytorch_lightning.loggers import Logger
 
 from tl import display
-from tl.config import ActivationsConfig, Select
+from tl.config import ActivationsConfig, Imbalance, Select
 from tl.data.datamodule import ImageDataModule
 from tl.finetuning import Phase, Plan, audit, check_norms, stage_hashes, stage_rows, state_names
 from tl.graph.stage_head import with_head
+from tl.losses import Objective
 from tl.models import BuiltModel, StageClassifier
-from tl.module import ClassificationModule, TrainingError
+from tl.module import TrainingError, TransferModule
 from tl.training.activations import Activations, Prepared
 from tl.training.adapters import adapter_facts, add_adapters, attention_layers, merge_adapters
 from tl.training.averaging import Mixture, MovingAverage, choose_mixture
 from tl.training.cached import CachedDataModule
 from tl.training.evidence import gather_evidence
-from tl.training.judging import Predictor, judge, predict
+from tl.training.judging import Predictor, judge
 from tl.training.lightning import (
     AtomicCheckpointIO,
     Checkpoints,
@@ -41,6 +42,7 @@ from tl.training.lightning import (
     prepare,
     quiet_fit,
 )
+from tl.training.objectives import loss_facts, objective_for
 from tl.training.selection import select_features
 from tl.training.speed import estimate
 from tl.training.state import (
@@ -63,7 +65,6 @@ __all__ = [
     "judge",
     "loggers",
     "make_trainer",
-    "predict",
     "prepare",
     "run_plan",
     "with_head",
@@ -78,9 +79,9 @@ class FitResult:
 
     Args:
         phases: One result a phase.
-        history: One row an epoch: phase, epoch (from 1), seconds, train/loss, val/loss, val/acc,
-            val/f1_macro and `lr/<stage>`.
-        predict: Probabilities and labels of a split of the data by the trained model.
+        history: One row an epoch: phase, epoch (from 1), seconds, train/loss, val/loss, the scores
+            of the task (val/acc, val/f1_macro; val/map; val/mae, val/r2) and `lr/<stage>`.
+        predict: What the trained model says of a split of the data.
     """
 
     phases: tuple[PhaseResult, ...]
@@ -114,6 +115,7 @@ def run_plan(
     loggers_from: Callable[[int], Sequence[Logger]] = lambda _: (),
     log_facts: Callable[[dict[str, Any], str], None] = lambda _facts, _name: None,
     cache: ActivationsConfig | None = None,
+    imbalance: Imbalance = Imbalance.auto,
     seed: int = 0,
 ) -> FitResult:
     """Train a model by a plan, or go on where an earlier call with the same folder was interrupted.
@@ -128,22 +130,28 @@ def run_plan(
         loggers_from: Loggers of a phase, for the number of optimizer steps that ran before it.
         log_facts: Receives what a phase should leave in the records (values, name).
         cache: When the frozen part of a phase is computed once per image; default: its defaults.
+        imbalance: What to do about classes of different sizes.
         seed: Seed of the run.
 
     Raises:
-        ConfigError: Lightning refuses `trainer` or `callbacks`, or the model lacks the layers that
-            a phase would train.
+        ConfigError: The task has no classes to balance, Lightning refuses `trainer` or `callbacks`,
+            or the model lacks the layers that a phase would train.
         TrainingError: The loss is not finite, or a checkpoint cannot be written.
         FreezeError: Something frozen moved.
     """
+    objective = objective_for(data.table, imbalance)
+    data.draws = objective.balance.draws
     for phase in plan.phases:
         check_norms(built.model, built.stages, phase)
     adapted = {phase.name: attention_layers(built, phase) for phase in plan.phases}
     folder.mkdir(parents=True, exist_ok=True)
     done, rows = read_progress(folder)
     load_kept(built.model, folder, done)
+    facts = loss_facts(objective, data.table)
+    display.facts("loss", facts)
+    log_facts(facts, "loss")
     activations = Activations(cache or ActivationsConfig(), built, data)
-    predictor = Predictor(built.model, data, torch.device("cpu"), activations)
+    predictor = Predictor(built.model, data, objective, torch.device("cpu"), activations)
     for number, phase in enumerate(plan.phases):
         if number < len(done):
             display.say(
@@ -154,6 +162,7 @@ def run_plan(
             phase,
             number,
             built,
+            objective,
             activations,
             folder / f"{number + 1}-{phase.name}",
             adapted=adapted[phase.name],
@@ -173,7 +182,7 @@ def run_plan(
         rows += history
         write_progress(folder, done, rows)
         if result.kept:
-            predictor = Predictor(built.model, data, fit.device, activations, fit.cached)
+            predictor = Predictor(built.model, data, objective, fit.device, activations, fit.cached)
     built.model.eval()
     save_weights(built.model, folder)
     return FitResult(tuple(done), pd.DataFrame(rows), predictor)
@@ -187,6 +196,7 @@ class _Fit:
         phase: Phase,
         number: int,
         built: BuiltModel,
+        objective: Objective,
         activations: Activations,
         folder: Path,
         *,
@@ -204,10 +214,11 @@ class _Fit:
         self.adapted, self.stages = adapted, built.stages
         if adapted:
             self.stages = add_adapters(built, phase, adapted, seed=seed)
-        self.module = ClassificationModule(
+        self.module = TransferModule(
             built.model,
             self.stages,
             phase,
+            objective,
             len(self.data.table.classes),
             mix=self.data.mix,
             seed=seed,
@@ -276,7 +287,8 @@ class _Fit:
         """Mix the weights before the phase and after it; the model holds the mixture."""
         model, start = self.built.model, self.start
         end = {k: v.clone() for k, v in model.state_dict().items() if k in start}
-        val = Predictor(model, self.data, self.device, self.activations, self.cached)
+        objective = self.module.objective
+        val = Predictor(model, self.data, objective, self.device, self.activations, self.cached)
         mixture = choose_mixture(model, self.phase, start, end, lambda: val.loss("val"))
         display.facts("weights before and after the phase mixed", mixture.facts())
         log_facts(asdict(mixture), f"{self.folder.name}-average")
@@ -309,7 +321,9 @@ class _Fit:
     ) -> PhaseResult:
         last = self.phase.select == Select.last.value
         best = history[-1] if last else min(history, key=lambda row: float(row["val/loss"]))
-        loss, acc = (mixture.loss, mixture.acc) if mixture else (best["val/loss"], best["val/acc"])
+        loss, score = best["val/loss"], best[f"val/{self.module.scores.names[0]}"]
+        if mixture:
+            loss, score = mixture.loss, mixture.score
         kept = last or (mixture.alpha > 0 if mixture else loss <= best_before)
         still = [r["stage"] for r in rows if r["trainable"] and r["weights"] == "still"]
         if still:
@@ -325,7 +339,7 @@ class _Fit:
             epochs=len(history),
             best_epoch=int(best["epoch"]),
             best_loss=loss,
-            best_acc=acc,
+            best_score=score,
             kept=kept,
             steps=trainer.global_step,
             seconds=sum(row["seconds"] for row in history),

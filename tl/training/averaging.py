@@ -14,7 +14,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from tl.config import Select
 from tl.finetuning import Phase
-from tl.module import ClassificationModule
+from tl.module import TransferModule
 
 HORIZON, LEAST, MOST = 10, 0.9, 0.9999  # share of the steps that the average reaches back
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -52,7 +52,7 @@ class MovingAverage(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin with the weights as they are, or go on after an interruption."""
-        assert isinstance(pl_module, ClassificationModule)
+        assert isinstance(pl_module, TransferModule)
         self.decay = decay_of(pl_module.head_steps or int(trainer.estimated_stepping_batches))
         self._update = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
         self._live = pl_module.trained_state()
@@ -112,13 +112,13 @@ class Mixture:
     Args:
         alpha: Share of those after it; 0: the phase is not kept.
         loss: val/loss of the mixture.
-        acc: Its val/acc.
+        score: Its headline score on val, such as val/acc.
         losses: val/loss of each alpha that was tried.
     """
 
     alpha: float
     loss: float
-    acc: float
+    score: float
     losses: dict[float, float]
 
     def facts(self) -> dict[str, str]:
@@ -155,7 +155,7 @@ def choose_mixture(
         phase: That has ended; with `select=last` nothing is chosen on val, and alpha is 0.5.
         before: What the phase changed, as it was before.
         after: The same tensors as they are now.
-        judge: val/loss and val/acc of the model as it is.
+        judge: val/loss and headline score of the model as it is.
     """
     alphas = ALPHAS if phase.select == Select.best.value else (UNCHOSEN,)
     found: dict[float, tuple[float, float]] = {}

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tl.cache import Rows
-from tl.data.datamodule import EpochSampler, ImageDataModule
+from tl.data.datamodule import ImageDataModule
+from tl.data.sampling import EpochSampler
 from tl.engine import Engine
 from tl.graph import Split
 
@@ -28,7 +30,8 @@ class CachedDataset(Dataset[dict[str, Any]]):
     Args:
         views: Rows of each view, in the order of the split's images.
         names: Of the values, in the order of the suffix.
-        labels: Class index of each image.
+        targets: Of each image, as `ImageTable.targets` gives them.
+        weights: Of each image in the loss.
         first_epoch: Of the phase, as the sampler counts.
     """
 
@@ -36,16 +39,17 @@ class CachedDataset(Dataset[dict[str, Any]]):
         self,
         views: Sequence[Rows],
         names: Sequence[str],
-        labels: Sequence[int],
+        targets: NDArray[Any],
+        weights: NDArray[np.float32] | None = None,
         first_epoch: int = 0,
     ) -> None:
         self.views = tuple(views)
         self.names = tuple(names)
-        self.labels = torch.tensor(labels, dtype=torch.long)
+        self.known = _known(targets, weights)
         self.first_epoch = first_epoch
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.known["label"])
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> dict[str, Any]:
         """A whole batch at once, as torch's loader asks for it: keys are (epoch, index)."""
@@ -53,7 +57,13 @@ class CachedDataset(Dataset[dict[str, Any]]):
         indices = np.fromiter((index for _, index in keys), np.int64, len(keys))
         rows = torch.from_numpy(indices)
         values = [view.gather(name, indices) for name in self.names]
-        return {"values": values, "label": self.labels[rows], "index": rows}
+        return {"values": values, **{k: v[rows] for k, v in self.known.items()}, "index": rows}
+
+
+def _known(targets: NDArray[Any], weights: NDArray[np.float32] | None) -> dict[str, Tensor]:
+    """What batches say of images beside their values: `label`, and `weight` where there is one."""
+    found = {"label": torch.from_numpy(targets)}
+    return found if weights is None else {**found, "weight": torch.from_numpy(weights)}
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -65,23 +75,30 @@ class HeldDataset(Dataset[dict[str, Any]]):
 
     Args:
         views: float32 (images, features) of each view.
-        labels: Class index of each image.
+        targets: Of each image, as `ImageTable.targets` gives them.
+        weights: Of each image in the loss.
         first_epoch: Of the phase, as the sampler counts.
     """
 
-    def __init__(self, views: Sequence[Tensor], labels: Sequence[int], first_epoch: int) -> None:
+    def __init__(
+        self,
+        views: Sequence[Tensor],
+        targets: NDArray[Any],
+        weights: NDArray[np.float32] | None,
+        first_epoch: int,
+    ) -> None:
         self.views = tuple(views)
-        self.labels = torch.tensor(labels, dtype=torch.long)
+        self.known = _known(targets, weights)
         self.first_epoch = first_epoch
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.known["label"])
 
     def __getitem__(self, key: tuple[int, Tensor]) -> dict[str, Any]:
         """The rows of an epoch as they lie in memory, and their order."""
         epoch, order = key
         view = self.views[(epoch - self.first_epoch) % len(self.views)]
-        return {"rows": view, "order": order, "label": self.labels}
+        return {"rows": view, "order": order, **self.known}
 
 
 class WholeEpochs(EpochSampler):
@@ -156,6 +173,8 @@ class Clean:
 class CachedDataModule(pl.LightningDataModule):
     """Batches `{"values": [...], "label", "index"}`; the counterpart of `ImageDataModule`.
 
+    Where the table has weights, there is `weight`, too.
+
     A head that learns whole epochs gets `{"rows", "order", "label"}` where that fits into memory:
     what its linear layer reads of all images, and the order of the epoch.
 
@@ -216,20 +235,28 @@ class CachedDataModule(pl.LightningDataModule):
         views = self.reading.rows[split]
         views = views if shuffle else views[:1]
         offset = self.images.epoch_offset if shuffle else 0
-        labels = self.images.table.split(split)["label"].tolist()
+        table = self.images.table.split(split)
+        targets = self.images.table.targets(table)
+        weights = table["weight"].to_numpy(np.float32) if "weight" in table else None
+        draws = self.images.draws if shuffle else None
         if hold and self._may_hold():
             order = WholeEpochs(
-                len(labels), seed=self.images.seed, shuffle=shuffle, epoch_offset=offset
+                len(targets),
+                seed=self.images.seed,
+                shuffle=shuffle,
+                epoch_offset=offset,
+                weights=draws,
             )
-            held = HeldDataset(self._hold(split, views), labels, offset)
+            held = HeldDataset(self._hold(split, views), targets, weights, offset)
             return DataLoader(held, batch_size=None, sampler=order, collate_fn=_as_it_is)
-        dataset = CachedDataset(views, self.reading.names, labels, offset)
+        dataset = CachedDataset(views, self.reading.names, targets, weights, offset)
         devices = self.trainer.world_size if self.trainer else 1
         sampler = EpochSampler(
             len(dataset),
             seed=self.images.seed,
             shuffle=shuffle,
             epoch_offset=offset,
+            weights=draws,
             num_replicas=devices,
             rank=self.trainer.global_rank if self.trainer and devices > 1 else 0,
         )

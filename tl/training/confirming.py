@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import label_ranking_average_precision_score
 
 from tl import display
-from tl.config import ActivationsConfig
+from tl.config import ActivationsConfig, Imbalance, Task
 from tl.data.datamodule import ImageDataModule
 from tl.files import replacing
 from tl.finetuning import Plan
@@ -35,18 +37,20 @@ class Tried:
         method: Of transfer.
         trained: Most parameters that a phase trained.
         seconds: Wall time of the fits.
-        correct: Of each validation image, in the order of the table, whether its label was found.
+        scores: Of each validation image, in the order of the table, as `image_scores` gives them.
+        task: Whose scores they are.
     """
 
     method: str
     trained: int
     seconds: float
-    correct: tuple[bool, ...]
+    scores: tuple[float, ...]
+    task: str = Task.single.value
 
     @property
-    def accuracy(self) -> float:
-        """Share of the validation images, in [0, 1]."""
-        return sum(self.correct) / len(self.correct)
+    def score(self) -> float:
+        """Mean over the validation images."""
+        return sum(self.scores) / len(self.scores)
 
 
 @dataclass(frozen=True)
@@ -57,23 +61,25 @@ class Confirmed:
         kept: `choice` or `neighbour`.
         choice: Method.
         neighbour: Method.
-        choice_accuracy: On val, in [0, 1].
-        neighbour_accuracy: Likewise.
-        difference: Accuracy of the choice minus that of the neighbour.
+        choice_score: Mean of its image scores on val; higher is better.
+        neighbour_score: Likewise.
+        difference: Score of the choice minus that of the neighbour.
         error: Standard error of that paired difference.
         images: Validation images.
         why: One sentence with these numbers.
+        task: Whose scores they are.
     """
 
     kept: str
     choice: str
     neighbour: str
-    choice_accuracy: float
-    neighbour_accuracy: float
+    choice_score: float
+    neighbour_score: float
     difference: float
     error: float
     images: int
     why: str
+    task: str = Task.single.value
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `decision.json` keeps them."""
@@ -95,6 +101,7 @@ def try_plan(
     trainer: Mapping[str, Any],
     callbacks: Mapping[str, Any],
     cache: ActivationsConfig,
+    imbalance: Imbalance = Imbalance.auto,
     seed: int,
 ) -> Tried:
     """Train a copy of the model for a quarter of the epochs; `built` stays as it is.
@@ -110,6 +117,7 @@ def try_plan(
         trainer: As in `tl.training.run_plan`, like what follows.
         callbacks: Likewise.
         cache: Likewise.
+        imbalance: Likewise.
         seed: Likewise.
     """
     if (folder / RESULT).is_file():
@@ -126,14 +134,38 @@ def try_plan(
         trainer=trainer,
         callbacks=callbacks,
         cache=cache,
+        imbalance=imbalance,
         seed=seed,
     )
     with closing(fit.predict):
-        probabilities, labels = fit.predict("val")
-    correct = (probabilities.argmax(dim=1) == labels).tolist()
-    tried = Tried(method, fit.trainable_parameters, round(fit.seconds, 3), tuple(correct))
+        outputs, labels = (values.numpy() for values in fit.predict("val"))
+    task = images.table.task
+    scores = tuple(image_scores(outputs, labels, task).tolist())
+    tried = Tried(method, fit.trainable_parameters, round(fit.seconds, 3), scores, task.value)
     _write(folder / RESULT, tried)
     return tried
+
+
+def image_scores(
+    outputs: NDArray[np.floating], labels: NDArray[Any], task: Task
+) -> NDArray[np.float64]:
+    """A score of each image; higher is better.
+
+    Args:
+        outputs: Probabilities (N, classes) or numbers (N,).
+        labels: Class indices (N,), marks (N, classes) or numbers (N,).
+        task: One class: 1 where it was found, else 0. Several labels: how far they rank above the
+            others, in [0, 1] (label ranking average precision). A number: minus the distance.
+    """
+    if task is Task.single:
+        return (outputs.argmax(axis=1) == labels).astype(np.float64)
+    if task is Task.regression:
+        return -np.abs(outputs - labels).astype(np.float64)
+    if outputs.shape[1] == 1:  # nothing to rank
+        return 1 - np.abs(outputs - labels)[:, 0].astype(np.float64)
+    pairs = zip(labels, outputs, strict=True)
+    found = [label_ranking_average_precision_score(y[None], p[None]) for y, p in pairs]
+    return np.array(found, np.float64)
 
 
 def compare(choice: Tried, neighbour: Tried) -> Confirmed:
@@ -147,20 +179,21 @@ def compare(choice: Tried, neighbour: Tried) -> Confirmed:
         >>> compare(one, two).kept
         'choice'
     """
-    differences = np.subtract(choice.correct, neighbour.correct, dtype=np.float64)
+    differences = np.subtract(choice.scores, neighbour.scores, dtype=np.float64)
     images = len(differences)
     mean = float(differences.mean())
     # So few images decide nothing.
     enough = images >= LEAST_IMAGES
     error = float(differences.std(ddof=1)) / math.sqrt(images) if enough else 1.0
-    clear = abs(mean) > error * (1 + 1e-9)
+    clear = enough and abs(mean) > error * (1 + 1e-9)
     cheaper = "neighbour" if neighbour.trained < choice.trained else "choice"
     kept = ("choice" if mean > 0 else "neighbour") if clear else cheaper
     tried = {"choice": choice, "neighbour": neighbour}
     other = tried["neighbour" if kept == "choice" else "choice"]
     figures = (
-        f"{100 * tried[kept].accuracy:.1f} % against {100 * other.accuracy:.1f} % of {images:,} "
-        f"validation images, standard error of the difference {100 * error:.1f} points"
+        f"{_said(tried[kept].score, choice.task)} against {_said(other.score, choice.task)} of "
+        f"{images:,} validation images, standard error of the difference "
+        + _said(error, choice.task, " points")
     )
     if clear:
         why = f"{tried[kept].method} was better than {other.method}: {figures}"
@@ -172,13 +205,19 @@ def compare(choice: Tried, neighbour: Tried) -> Confirmed:
         kept,
         choice.method,
         neighbour.method,
-        choice.accuracy,
-        neighbour.accuracy,
+        choice.score,
+        neighbour.score,
         mean,
         error,
         images,
         why,
+        choice.task,
     )
+
+
+def _said(score: float, task: str, unit: str = " %") -> str:
+    """A score for people: an error of numbers, a share in percent."""
+    return f"{abs(score):.4g}" if task == Task.regression.value else f"{100 * score:.1f}{unit}"
 
 
 def uncompared(choice: str, neighbour: str, *, reason: str) -> Confirmed:
@@ -189,8 +228,13 @@ def uncompared(choice: str, neighbour: str, *, reason: str) -> Confirmed:
 def announce(confirmed: Confirmed) -> None:
     """Say what the comparison found, and what the job goes on with."""
     both = {"choice": confirmed.choice, "neighbour": confirmed.neighbour}
-    reached = {"choice": confirmed.choice_accuracy, "neighbour": confirmed.neighbour_accuracy}
-    rows = {name: f"{both[name]}: {100 * reached[name]:.1f} % of val" for name in both}
+    reached = {"choice": confirmed.choice_score, "neighbour": confirmed.neighbour_score}
+    what = {Task.multi.value: "label ranking on val", Task.regression.value: "mean error on val"}
+    rows = {
+        name: f"{both[name]}: {_said(reached[name], confirmed.task)} "
+        + what.get(confirmed.task, "of val")
+        for name in both
+    }
     if not confirmed.images:
         rows = {}
     display.facts(
@@ -213,7 +257,7 @@ def _part(epochs: int) -> int:
 def _read(path: Path) -> Tried:
     try:
         values = json.loads(path.read_text())
-        return Tried(**{**values, "correct": tuple(values["correct"])})
+        return Tried(**{**values, "scores": tuple(values["scores"])})
     except (OSError, ValueError, KeyError, TypeError) as error:
         msg = f"{path} cannot be read ({error}): delete {path.parent}, and resume= tries it again"
         raise TrainingError(msg) from error

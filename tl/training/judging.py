@@ -11,24 +11,26 @@ import pandas as pd
 import torch
 from lightning_fabric.utilities import move_data_to_device
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from tl import display
 from tl.cache import CacheError
 from tl.data.datamodule import ImageDataModule
 from tl.evaluation import Report, evaluate, predictions_table
+from tl.losses import Objective
+from tl.scores import Scores
 from tl.training.activations import Activations
 from tl.training.cached import CachedDataModule
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """Probabilities and labels of a split: of images, or of what the cache holds of them.
+    """What a model says of a split: of images, or of what the cache holds of them.
 
     Args:
-        model: Images (N, 3, H, W) to logits (N, classes).
+        model: Images (N, 3, H, W) to outputs (N, C).
         data: Its splits are read without augmentation.
+        objective: Says what the outputs mean.
         device: Where to compute.
         activations: Fills the cache.
         cached: Of the last phase that changed the model, where that phase read the cache.
@@ -36,23 +38,35 @@ class Predictor:
 
     model: nn.Module
     data: ImageDataModule
+    objective: Objective
     device: torch.device
     activations: Activations | None = None
     cached: CachedDataModule | None = None
 
     def __call__(self, split: str) -> tuple[Tensor, Tensor]:
-        """Probabilities (N, classes) and labels (N,) of `train`, `val` or `test`, in its order."""
-        logits, labels = self.logits(split)
-        return logits.softmax(dim=1), labels
+        """Probabilities (N, classes) or numbers (N,), and labels, of a split in its order.
+
+        Args:
+            split: `train`, `val` or `test`.
+
+        Returns:
+            What the table holds, too: class indices (N,), marks (N, classes) or numbers (N,).
+        """
+        outputs, labels = self.outputs(split)
+        return self.objective.activate(outputs), labels
 
     def loss(self, split: str) -> tuple[float, float]:
-        """Mean cross-entropy and accuracy, as `val/loss` and `val/acc` of a fit."""
-        logits, labels = self.logits(split)
-        right = (logits.argmax(dim=1) == labels).float().mean()
-        return float(F.cross_entropy(logits, labels)), float(right)
+        """Mean loss and headline score, as `val/loss` and, say, `val/acc` of a fit."""
+        outputs, labels = self.outputs(split)
+        objective, table = self.objective.cpu(), self.data.table.split(split)
+        weights = torch.tensor(table["weight"].to_numpy()) if "weight" in table else None
+        scores = Scores(objective, outputs.shape[1])
+        scores.update(outputs, labels)
+        found = float(scores.compute()[scores.names[0]])
+        return float(objective(outputs, objective.encode(labels), weights)), found
 
-    def logits(self, split: str) -> tuple[Tensor, Tensor]:
-        """Logits (N, classes) and labels (N,) of a split, in its order."""
+    def outputs(self, split: str) -> tuple[Tensor, Tensor]:
+        """Outputs (N, C) of the network for a split, and labels, in its order."""
         if self.activations is not None and self.cached is not None:
             try:
                 self.activations.read(self.cached, split, self.device)
@@ -79,33 +93,39 @@ def judge(predictions: Predictor, data: ImageDataModule) -> tuple[list[Report], 
     Returns:
         One report a split, and the table of `tl.evaluation.predictions_table` over them.
     """
-    reports, tables = [], []
-    classes = data.table.classes
+    reports: list[Report] = []
+    tables = []
+    classes, task = data.table.classes, data.table.task
+    thresholds = None
     with closing(predictions):
         for split in ("val", "test"):
             rows = data.table.split(split)
-            if len(rows):
-                probabilities, labels = predictions(split)
-                reports.append(evaluate(probabilities.numpy(), labels.numpy(), classes, split))
-                tables.append(predictions_table(rows, probabilities.numpy(), classes))
+            if not len(rows):
+                continue
+            found, labels = (values.numpy() for values in predictions(split))
+            report = evaluate(
+                found,
+                labels,
+                classes,
+                split,
+                task=task,
+                thresholds=thresholds,
+                scale=predictions.objective.std,
+            )
+            thresholds = report.thresholds  # those of val are used on test
+            reports.append(report)
+            tables.append(
+                predictions_table(
+                    rows, found, classes, task=task, targets=labels, thresholds=thresholds
+                )
+            )
     return reports, pd.concat(tables, ignore_index=True)
-
-
-def predict(
-    model: nn.Module, loader: DataLoader[Any], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Probabilities (N, classes) and labels (N,) of a loader of images, in its order.
-
-    The model is on the CPU and in eval mode afterwards.
-    """
-    logits, labels = _predict(model, _forward(model), loader, device)
-    return logits.softmax(dim=1), labels
 
 
 def _forward(model: nn.Module) -> Callable[[dict[str, Any]], Tensor]:
     def forward(batch: dict[str, Any]) -> Tensor:
-        logits: Tensor = model(batch["image"].contiguous(memory_format=torch.channels_last))
-        return logits
+        outputs: Tensor = model(batch["image"].contiguous(memory_format=torch.channels_last))
+        return outputs
 
     return forward
 
@@ -117,12 +137,12 @@ def _predict(
     loader: DataLoader[Any],
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """Logits (N, classes) and labels (N,); the model is on the CPU and in eval mode afterwards."""
+    """Outputs (N, C) and labels; the model is on the CPU and in eval mode afterwards."""
     model.to(device).eval()
-    logits, labels = [], []
+    outputs, labels = [], []
     for batch in loader:
         inputs = move_data_to_device(batch, device)
-        logits.append(forward(inputs).float().cpu())
+        outputs.append(forward(inputs).float().cpu())
         labels.append(batch["label"])
     model.cpu()
-    return torch.cat(logits), torch.cat(labels)
+    return torch.cat(outputs), torch.cat(labels)

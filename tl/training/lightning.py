@@ -26,7 +26,7 @@ from tl import display
 from tl.config import TRUSTED_TARGETS, ConfigError, Select
 from tl.files import replacing
 from tl.finetuning import Phase
-from tl.module import ClassificationModule, TrainingError
+from tl.module import TrainingError, TransferModule
 from tl.training.averaging import MovingAverage
 from tl.training.state import read_checkpoint
 
@@ -158,6 +158,7 @@ class History(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the row of this epoch; runs before the checkpoint is written."""
+        assert isinstance(pl_module, TransferModule)
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
         now = time.perf_counter()
         rates = {
@@ -166,12 +167,12 @@ class History(Callback):
             if not group["name"].endswith("/no_decay")
         }
         best = min((row["val/loss"] for row in self.rows), default=float("inf"))
-        keys = ("train/loss", "val/loss", "val/acc", "val/f1_macro")
+        scores = [f"val/{name}" for name in pl_module.scores.names]
         row = {
             "phase": self.phase.name,
             "epoch": trainer.current_epoch + 1,
             "seconds": now - self._start,
-            **{key: metrics.get(key, float("nan")) for key in keys},
+            **{k: metrics.get(k, float("nan")) for k in ("train/loss", "val/loss", *scores)},
             **rates,
         }
         self._start = now
@@ -181,7 +182,7 @@ class History(Callback):
         display.say(
             f"{row['phase']} {row['epoch']:>3}/{self.phase.epochs}  "
             f"train loss {row['train/loss']:.4f}  val loss {row['val/loss']:.4f}  "
-            f"val acc {row['val/acc']:.4f}  {row['seconds']:.1f} s{mark}"
+            f"{scores[0].replace('/', ' ')} {row[scores[0]]:.4f}  {row['seconds']:.1f} s{mark}"
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -232,7 +233,7 @@ class Checkpoints(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the weights of the epoch if it is their turn, and write the state if it is time."""
-        assert isinstance(pl_module, ClassificationModule)
+        assert isinstance(pl_module, TransferModule)
         loss = float(trainer.callback_metrics["val/loss"])
         if loss < self.best_loss or (self.select == Select.last.value and math.isfinite(loss)):
             self.best_loss = loss

@@ -30,7 +30,7 @@ class PhaseResult:
         best_epoch: Epoch (from 1) of the least val/loss, or the last one where the phase says
             `select=last`: its weights are taken.
         best_loss: val/loss of the weights that are kept.
-        best_acc: Their val/acc.
+        best_score: Their headline score, such as val/acc.
         kept: False where the phase did not improve on the phases before: their weights stay.
         steps: Optimizer steps.
         seconds: Wall time of the fit, over all its parts when it was resumed.
@@ -44,7 +44,7 @@ class PhaseResult:
     epochs: int
     best_epoch: int
     best_loss: float
-    best_acc: float
+    best_score: float
     kept: bool
     steps: int
     seconds: float
