@@ -8,7 +8,7 @@ import io
 import logging
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +22,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tl.bundle import ImageError, open_image
+from tl.bundle.images import upright
 from tl.cores import usable_cores
+from tl.data.looks import LYING, NO_LOOK, SIDE, Look, header, look
 from tl.data.stores import MISSING, OUTSIDE, Images
 
 log = logging.getLogger(__name__)
 
-EXIF_ORIENTATION = 0x0112
-LYING_ORIENTATIONS = (5, 6, 7, 8)  # of the EXIF tag: width and height change places
 # Raise it when the meaning of a remembered row changes.
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 CHUNK = 4096  # images whose facts are Python objects at the same time
 KEPT_IN_MEMORY = 100_000  # rows of a remembered check that a process keeps for the next reading
 TEXT = pa.large_string()
@@ -48,6 +48,7 @@ class ImageFacts:
         width: Of the upright image, pixels; 0 where nobody looked.
         height: Of the upright image, pixels.
         reason: Why the image cannot be used; empty for a good one.
+        look: What it looks like.
     """
 
     path: str
@@ -57,6 +58,11 @@ class ImageFacts:
     width: int
     height: int
     reason: str
+    look: Look = NO_LOOK
+
+    def row(self) -> dict[str, Any]:
+        """By columns of `SCHEMA`."""
+        return vars(self) | vars(self.look)
 
 
 SCHEMA = pa.schema(
@@ -68,6 +74,13 @@ SCHEMA = pa.schema(
         "width": pa.int32(),
         "height": pa.int32(),
         "reason": TEXT,
+        "format": TEXT,
+        "mode": TEXT,
+        "orientation": pa.int8(),
+        "frames": pa.int8(),
+        "brightness": pa.float32(),
+        "contrast": pa.float32(),
+        "phash": TEXT,
     }
 )
 # What this process has read of remembered checks, by file: its identity, and the rows.
@@ -124,8 +137,10 @@ def unlooked(images: Images, max_pixels: int) -> pa.Table:
     good = sizes > 0
     empty = pa.array(np.full(len(images), ""), TEXT)
     nothing = pa.array(np.zeros(len(images), np.int32))
-    columns = [images.names, sizes, stamps, empty, nothing, nothing, empty]
-    found = pa.table(dict(zip(SCHEMA.names, columns, strict=True)), SCHEMA)
+    columns = {"path": images.names, "bytes": sizes, "stamp": stamps}
+    for column in SCHEMA:
+        columns.setdefault(column.name, empty if column.type == TEXT else nothing)
+    found = pa.table(columns).cast(SCHEMA)
     if good.all():
         return found
     bad = np.flatnonzero(~good)
@@ -156,7 +171,7 @@ def _look(
 ) -> Any:
     """Facts of some images, as tables that follow each other."""
 
-    def look(index: int) -> ImageFacts:
+    def facts_of(index: int) -> ImageFacts:
         return look_at(images, index, int(sizes[index]), int(stamps[index]), max_pixels)
 
     done = 0
@@ -164,22 +179,22 @@ def _look(
         for start in range(0, len(chosen), CHUNK):
             looked: list[ImageFacts] = []
             try:
-                for facts in pool.map(look, chosen[start : start + CHUNK].tolist()):
+                for facts in pool.map(facts_of, chosen[start : start + CHUNK].tolist()):
                     looked.append(facts)
                     done += 1
                     if progress:
                         progress(done, len(chosen))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
-                yield pa.Table.from_pylist(list(map(vars, looked)), SCHEMA)
+                yield pa.Table.from_pylist([facts.row() for facts in looked], SCHEMA)
                 raise
-            yield pa.Table.from_pylist(list(map(vars, looked)), SCHEMA)
+            yield pa.Table.from_pylist([facts.row() for facts in looked], SCHEMA)
 
 
 def look_at(images: Images, index: int, size: int, stamp: int, max_pixels: int) -> ImageFacts:
     """Hash one image and decode it."""
     name = images.name(index)
-    digest, width, height, reason = "", 0, 0, ""
+    digest, width, height, reason, seen = "", 0, 0, "", NO_LOOK
     try:
         if size == OUTSIDE:
             raise ImageError(name, "a link that leads out of the data folder")
@@ -191,7 +206,7 @@ def look_at(images: Images, index: int, size: int, stamp: int, max_pixels: int) 
                 raise ImageError(name, "a pipe, socket or device, not a regular file")
             with source.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        width, height = _upright_size(source, max_pixels)
+        width, height, seen = _decoded(source, max_pixels)
     except ImageError as error:
         reason = error.reason
     except FileNotFoundError:
@@ -201,24 +216,28 @@ def look_at(images: Images, index: int, size: int, stamp: int, max_pixels: int) 
         reason = (error.strerror or str(error)).lower()
     except ValueError as error:  # a name may hold a zero byte
         reason = str(error)
-    return ImageFacts(name, max(size, 0), stamp, digest, width, height, reason)
+    return ImageFacts(name, max(size, 0), stamp, digest, width, height, reason, seen)
 
 
-def _upright_size(source: Path | bytes, max_pixels: int) -> tuple[int, int]:
-    """Width and height; the full decoder speaks wherever the short way does not serve."""
+def _decoded(source: Path | bytes, max_pixels: int) -> tuple[int, int, Look]:
+    """Upright width and height, and the look; the full decoder speaks where the short way fails."""
+    facts = None
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             width, height = image.size
+            facts = header(image)
             quick = image.format == "JPEG" and image.mode in ("RGB", "L")
             if width * height <= max_pixels and quick:
-                lying = image.getexif().get(EXIF_ORIENTATION) in LYING_ORIENTATIONS
-                # libjpeg reads the whole stream, but computes an eighth of each side only.
-                image.draft(image.mode, (1, 1))
+                # libjpeg reads the whole stream, but computes as few pixels as the look needs.
+                image.draft(image.mode, (SIDE, SIDE))
                 image.load()
-                return (height, width) if lying else (width, height)
+                seen = look(facts, upright(image))
+                lying = facts["orientation"] in LYING
+                return (height, width, seen) if lying else (width, height, seen)
     except Exception as error:  # decoders raise whatever they like on damaged files
         log.debug("%s; asking the full decoder", error)
-    return open_image(source, max_pixels=max_pixels).size
+    decoded = open_image(source, max_pixels=max_pixels)
+    return *decoded.size, look(facts, decoded)
 
 
 def _still_true(
