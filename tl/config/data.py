@@ -115,6 +115,12 @@ class DataConfig(Checked):
         "fail: stop and list unreadable files; skip: leave them out and list them",
         common=True,
     )
+    remote_gb: float = setting(
+        20.0,
+        "remote shards: GB of them kept in the cache on the disk; more than that are streamed, "
+        "shuffled in blocks",
+        above=0,
+    )
     max_pixels: int = setting(
         178_956_970, "refuse larger images (decompression bombs), pixels", low=1
     )

@@ -161,6 +161,12 @@ class Images:
         """Sizes, and numbers that change when an image may have changed; see `ImageStore`."""
         return self.store.stamps(self.names, self.places)
 
+    def blocks(self) -> NDArray[np.int64] | None:
+        """Block of each image that is fetched at once, where more is read than is kept; or None."""
+        blocks_of = getattr(self.store, "blocks_of", None)
+        found: NDArray[np.int64] | None = blocks_of(self.places) if blocks_of else None
+        return found
+
     def read(self, index: int) -> bytes:
         """Bytes of an image as they are stored.
 

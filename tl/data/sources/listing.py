@@ -76,6 +76,10 @@ class Listing:
         """All images, in the order of the listing."""
         return Images(self.store, self.names, [self.places[c] for c in self.store.columns])
 
+    def in_place(self) -> tuple[str, ...]:
+        """Columns to order the rows by where a pass in another order would fetch all many times."""
+        return self.store.columns if getattr(self.store, "streamed", False) else ()
+
     def row(self, index: int) -> str:
         """Where an image stands in the source."""
         return self.row_name(index) if self.row_name else str(self.names[index].as_py())
