@@ -360,14 +360,26 @@ def test_odd_modes_are_read(image_folder):
     assert tuple(sizes.loc["train/blue/cmyk.jpg"]) == (40, 32)
 
 
-def test_without_check_headers_are_read_all_the_same(image_folder):
+def test_without_check_no_file_is_opened(image_folder):
     root = image_folder()
     break_images(root)
     table = read(root, check=False, bad_images=BadImages.skip)
     left_out = {Path(path).name for path in table.quarantined["path"]}
-    assert left_out == {"empty.jpg", "gone.png", "pipe.png", "text.png"}
-    assert not (table.rows["sha256"] == "").any()
-    assert (table.rows["width"] > 0).all()
+    assert left_out == {"empty.jpg", "gone.png", "pipe.png"}
+    assert table.rows["sha256"].str.len().eq(64).all()
+    assert table.rows["sha256"].is_unique
+    assert (table.rows["width"] == 0).all()
+    assert (table.rows["bytes"] > 0).all()
+
+
+def test_without_check_names_decide_about_val(tmp_path):
+    root = write_flat(tmp_path / "pets", {"cat": 20, "dog": 20})
+    before = read(root, check=False)
+    for file in root.rglob("*.png"):
+        os.utime(file, (1, 1))
+    after = read(root, check=False)
+    assert (before.rows["path"] == after.rows["path"]).all()
+    assert not (before.rows["sha256"] == after.rows["sha256"]).any()
 
 
 # --- copies -------------------------------------------------------------------------------------

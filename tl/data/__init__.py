@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tl.data.datamodule import ImageDataModule, ImageDataset
     from tl.data.errors import DataError
-    from tl.data.table import ImageTable, read_table
+    from tl.data.reading import read_table
+    from tl.data.table import ImageTable
     from tl.data.transforms import batch_mix, eval_transform, train_transform
 
 _HOMES = {
@@ -21,7 +22,7 @@ _HOMES = {
     "ImageTable": "table",
     "batch_mix": "transforms",
     "eval_transform": "transforms",
-    "read_table": "table",
+    "read_table": "reading",
     "train_transform": "transforms",
 }
 

@@ -80,21 +80,32 @@ def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 - a name, not a path
 
 
+def existing_path(text: str, key: str = "data.root") -> Path:
+    """A file or folder, absolute; without torch or pandas, so that a wrong name is refused at once.
+
+    Raises:
+        DataError: It is not there.
+    """
+    path = Path(text).expanduser().absolute()
+    if path.exists():
+        return path.resolve()
+    upper = next(parent for parent in path.parents if parent.is_dir())
+    first_missing = path.relative_to(upper).parts[0]
+    thing = "file" if path.suffix else "folder"
+    hint = nearest(first_missing, [p.name for p in upper.iterdir()])
+    raise DataError(f"{key}: there is no {thing} {path} ({upper} has no {first_missing}{hint})")
+
+
 def existing_folder(text: str) -> Path:
-    """The data folder, absolute; without torch or pandas, so that a wrong name is refused at once.
+    """The data folder, absolute.
 
     Raises:
         DataError: It is not there, or a file.
     """
-    root = Path(text).expanduser().absolute()
-    if root.is_dir():
-        return root.resolve()
-    if root.exists():
+    root = existing_path(text)
+    if not root.is_dir():
         raise DataError(f"data.root: {root} is a file, not a folder; unpack it if it is an archive")
-    upper = next(parent for parent in root.parents if parent.is_dir())
-    first_missing = root.relative_to(upper).parts[0]
-    hint = nearest(first_missing, [p.name for p in upper.iterdir() if p.is_dir()])
-    raise DataError(f"data.root: there is no folder {root} ({upper} has no {first_missing}{hint})")
+    return root
 
 
 def scan(root: Path) -> Found:
