@@ -20,7 +20,7 @@ def evaluate(config: EvaluateConfig) -> Report:
         config: Bundle, data, split.
 
     Returns:
-        Metrics with intervals, per-class table, confusion matrix.
+        Metrics with intervals, per-class table, confusion matrix; for the task of the bundle.
 
     Raises:
         BundleError: `config.bundle` is no bundle.
@@ -28,9 +28,9 @@ def evaluate(config: EvaluateConfig) -> Report:
     """
     with loading():
         from tl import data, display
+        from tl import evaluation as judging
         from tl.bundle import Bundle
-        from tl.evaluation import evaluate as judge
-        from tl.evaluation import predictions_table
+        from tl.config import Task
         from tl.runs import RunFolder
 
     bundle = Bundle.load(config.bundle)
@@ -41,26 +41,30 @@ def evaluate(config: EvaluateConfig) -> Report:
             cache_dir=config.cache.path(),
             required_splits=(),
             classes=bundle.classes,
+            task=Task(bundle.task),
             progress=progress,
         )
     split = config.split or next(s for s in ("test", "val", "all") if len(table.split(s)))
     rows = table.require(split)
     with display.bar("predicting") as progress:
-        probabilities = bundle.probabilities(
-            table.paths(split), config.data.batch_size, progress=progress
-        )
-    report = judge(probabilities, rows["label"].to_numpy(), bundle.classes, split)
+        images = table.images(rows)
+        outputs = bundle.answers(images, config.data.batch_size, progress=progress)
+    meant = {"task": table.task, "thresholds": bundle.outputs.thresholds or None}
+    targets, classes = table.targets(rows), bundle.classes
+    scale = bundle.outputs.std
+    report = judging.evaluate(outputs, targets, classes, split, scale=scale, **meant)
+    said = judging.predictions_table(rows, outputs, classes, targets=targets, **meant)
 
     name = f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}_evaluate_{table.root.name}"
     folder = RunFolder(Path(config.output_dir or name).absolute())
-    folder.write_report(report, predictions_table(rows, probabilities, bundle.classes))
+    folder.write_report(report, said)
     display.summary([report], {"results": str(folder.path), "bundle": str(bundle.path)})
     return report
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry of `tl evaluate` and of `python pipelines/evaluate.py`."""
-    run("evaluate", lambda config: evaluate(config).metrics["acc"], argv)
+    run("evaluate", lambda config: evaluate(config).headline, argv)
 
 
 if __name__ == "__main__":

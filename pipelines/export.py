@@ -29,7 +29,7 @@ def export(config: ExportRunConfig) -> Path:
     target = Path(config.output_dir).absolute() if config.output_dir else None
     bundle, seal = export_run(RunFolder(Path(config.run).absolute()), config.export, target)
     display.say(
-        f"sealed: {seal.images} images, largest difference of a probability "
+        f"sealed: {seal.images} images, largest difference of {seal.what} "
         f"{seal.largest_difference:.1e} (tolerance {seal.tolerance:g})"
     )
     display.say(f"bundle: {bundle}")

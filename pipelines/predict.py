@@ -1,4 +1,4 @@
-"""Predict: name the class of images with a bundle; needs no torch."""
+"""Predict: say with a bundle what is on images; needs no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def predict(config: PredictConfig) -> pd.DataFrame:
         config: Bundle, source, and the file to write.
 
     Returns:
-        Columns source, label, score, top (list of [class, probability]) and error.
+        Columns source, label, score, top (list of [class, probability]) and error; with several
+        labels an image labels and scores in place of label and score, with a number value alone.
 
     Raises:
         BundleError: `config.bundle` is no bundle.

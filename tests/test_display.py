@@ -12,10 +12,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from tl import display, figures
+from tl import display
 from tl.display import progress, tables
 from tl.display.sections import bar_text
 from tl.evaluation import Report, evaluate
+from tl.figures import curves
 
 
 class Section(NamedTuple):
@@ -296,7 +297,7 @@ def test_curves_mark_phases_and_the_epoch_that_was_kept(tmp_path, monkeypatch, l
 def test_curves_take_values_of_an_epoch_from_several_rows():
     whole = make_history({"head": 3, "all": 2})
     losses, rest = whole[["phase", "epoch", "train/loss"]], whole.drop(columns="train/loss")
-    table, phases = figures._one_axis(pd.concat([losses, rest]))
+    table, phases = curves._one_axis(pd.concat([losses, rest]))
     assert phases == [("head", 1, 3), ("all", 4, 5)]
     assert table["x"].tolist() == [1, 2, 3, 4, 5]
     assert table["train/loss"].tolist() == whole["train/loss"].tolist()
@@ -306,7 +307,7 @@ def test_curves_take_values_of_an_epoch_from_several_rows():
 def test_epochs_that_are_counted_on_over_phases_land_on_the_same_axis():
     history = make_history({"head": 3, "all": 2})
     counted_on = history.assign(epoch=range(5))
-    assert figures._one_axis(counted_on)[1] == figures._one_axis(history)[1]
+    assert curves._one_axis(counted_on)[1] == curves._one_axis(history)[1]
 
 
 def test_groups_with_equal_learning_rates_share_one_line():
@@ -320,14 +321,14 @@ def test_groups_with_equal_learning_rates_share_one_line():
             "lr-AdamW/stage3": [0.0, np.nan],
         }
     )
-    rates = figures._learning_rates(table)
+    rates = curves._learning_rates(table)
     assert list(rates) == ["head", "stage4"]
     assert rates["stage4"].tolist() == [1e-2, 1e-5]
 
 
 def test_groups_without_the_name_of_an_optimizer_are_known_too():
     table = pd.DataFrame({"x": [1], "lr/head": [1e-3], "lr/head/no_decay": [1e-3], "lr/4": [1e-4]})
-    assert list(figures._learning_rates(table)) == ["head", "4"]
+    assert list(curves._learning_rates(table)) == ["head", "4"]
 
 
 def test_pictures_bear_names_with_formula_signs_and_foreign_scripts(tmp_path):

@@ -285,7 +285,7 @@ def test_a_target_far_from_zero_does_not_spoil_r2() -> None:
 @pytest.mark.parametrize(
     ("v", "t", "message"),
     [
-        ([[1.0], [2.0]], [1.0, 2.0], r"got \(2, 1\)"),
+        ([[1.0, 3.0], [2.0, 4.0]], [1.0, 2.0], r"got \(2, 2\)"),
         ([], [], "N > 0"),
         ([1.0, 2.0], [1.0, np.nan], "targets must be finite"),
     ],

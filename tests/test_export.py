@@ -61,9 +61,10 @@ def tampered(sealed, tmp_path) -> Path:
 
 def test_files_of_a_bundle(sealed):
     folder, report = sealed
-    code = {"__init__", "images", "preprocessing", "reader", "serving"}
+    code = {"__init__", "images", "outputs", "preprocessing", "reader", "serving"}
     assert files(folder) == {
         *("model.safetensors", "config.json", "model.onnx", "classes.txt", "preprocessing.json"),
+        "bundle.json",
         *("golden/00.png", "golden/01.jpg", "golden/02.jpeg", "golden/expected.json"),
         *("README.md", "MLmodel", "requirements.txt", "python_env.yaml"),
         *("input_example.json", "serving_input_example.json"),

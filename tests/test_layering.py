@@ -33,8 +33,8 @@ MAY_IMPORT = {
     "files": set(),
     "module": {"config", "finetuning", "graph", "heads", "losses", "models", "scores"},
     "evaluation": {"config"},
-    "figures": {"evaluation"},
-    "display": {"evaluation", "figures"},
+    "figures": {"config", "evaluation"},
+    "display": {"config", "evaluation", "figures"},
     "training": {
         *("config", "data", "models", "finetuning", "graph", "cache", "cores", "engine", "module"),
         *(

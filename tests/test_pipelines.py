@@ -46,6 +46,7 @@ BUNDLE_FILES = {
     "requirements.txt",
     "serving_input_example.json",
     "golden/expected.json",
+    "bundle.json",
 }
 JUDGED = {"acc", "acc_low", "acc_high", "f1_macro", "balanced_acc", "loss", "ece", "images"}
 SUMS = {"fit_seconds", "total_seconds", "trainable_parameters", "epochs"}

@@ -73,7 +73,8 @@ def output_path(output: str | None, folder: str | None) -> Path | None:
 def write_predictions(table: pd.DataFrame, path: Path) -> None:
     """Write a table of predictions; the ending of the file names the format.
 
-    In CSV the best classes of column `top` are `class:probability` with `|` between them.
+    In CSV the best classes of column `top` are `class:probability` with `|` between them, as are
+    several labels and their scores.
 
     Raises:
         PredictError: The file cannot be written.
@@ -83,13 +84,25 @@ def write_predictions(table: pd.DataFrame, path: Path) -> None:
         with replacing(path) as part:
             if kind == ".parquet":
                 rows = table.copy()
-                rows["top"] = rows["top"].map(lambda t: [{"label": c, "score": p} for c, p in t])
+                if "top" in rows:
+                    top = rows["top"].map(lambda t: [{"label": c, "score": p} for c, p in t])
+                    rows["top"] = top
                 rows.to_parquet(part, index=False)
             elif kind == ".csv":
-                texts = ["|".join(f"{c}:{p:.6f}" for c, p in top) for top in table["top"]]
-                table.assign(top=texts).to_csv(part, index=False)
+                _flat(table).to_csv(part, index=False)
             else:
                 table.to_json(part, orient="records", indent=1, force_ascii=False)
     except OSError as error:
         msg = f"output: cannot write {path}: {error.strerror or error}"
         raise PredictError(msg) from error
+
+
+def _flat(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with texts in place of lists."""
+    texts = {}
+    if "top" in table:
+        texts["top"] = ["|".join(f"{c}:{p:.6f}" for c, p in top) for top in table["top"]]
+    if "labels" in table:
+        texts["labels"] = table["labels"].map("|".join)
+        texts["scores"] = table["scores"].map(lambda scores: "|".join(f"{p:.6f}" for p in scores))
+    return table.assign(**texts)

@@ -1,4 +1,4 @@
-"""Read a bundle and predict with ONNX Runtime: images in, class probabilities out.
+"""Read a bundle and predict with ONNX Runtime: images in, class probabilities or numbers out.
 
 Nothing here imports torch or another room of tl: a copy of this folder travels inside every bundle
 as its MLflow code, so a bundle serves without either. The decoding and the preprocessing are those
@@ -8,6 +8,7 @@ of training and evaluation too.
 from __future__ import annotations
 
 from .images import IMAGE_SUFFIXES, ImageError, open_image
+from .outputs import Outputs
 from .preprocessing import Preprocessing
 from .reader import Bundle, BundleError
 from .serving import _load_pyfunc
@@ -17,6 +18,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "ImageError",
+    "Outputs",
     "Preprocessing",
     "_load_pyfunc",
     "open_image",

@@ -1,4 +1,4 @@
-"""A bundle as an object: files or pictures in, class probabilities out."""
+"""A bundle as an object: files or pictures in, class probabilities or numbers out."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from .images import ImageError, open_image, to_rgb, upright
+from .outputs import Outputs
 from .preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     import pandas as pd
+
+T = TypeVar("T")
 
 
 class BundleError(Exception):
@@ -27,12 +30,13 @@ class BundleError(Exception):
 
 
 class Bundle:
-    """A trained classifier that was read from its folder; make one with `Bundle.load`.
+    """A trained model that was read from its folder; make one with `Bundle.load`.
 
     Attributes:
         path: The folder.
-        classes: Names in the order of the network's outputs.
+        classes: Names in the order of the network's outputs; for a number that of the target.
         preprocessing: From a file's pixels to the network's input.
+        outputs: What the outputs mean; its `task` is single, multi or regression.
     """
 
     def __init__(
@@ -42,10 +46,12 @@ class Bundle:
         preprocessing: Preprocessing,
         session: Any,
         threads: int,
+        outputs: Outputs | None = None,
     ) -> None:
         self.path = path
         self.classes = classes
         self.preprocessing = preprocessing
+        self.outputs = outputs or Outputs()
         self._session = session
         self._threads = threads
 
@@ -69,15 +75,19 @@ class Bundle:
             raise BundleError(f"{folder} is no bundle: {what}{inner}")
         names = (folder / "classes.txt").read_text(encoding="utf-8")
         classes = tuple(names.removesuffix("\n").split("\n"))
-        try:
-            values = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
-            preprocessing = Preprocessing.from_dict(values)
-        except ValueError as error:
-            raise BundleError(f"{folder / 'preprocessing.json'}: {error}") from error
+        preprocessing = _read(folder / "preprocessing.json", Preprocessing.from_dict)
+        outputs = Outputs()
+        if (folder / "bundle.json").is_file():  # without it: one class an image
+            outputs = _read(folder / "bundle.json", lambda v: Outputs.from_dict(v, classes))
         threads = threads or _cores()
         session = _session(folder / "model.onnx", threads)
-        _check_fit(folder, session, classes, preprocessing)
-        return cls(folder, classes, preprocessing, session, threads)
+        _check_fit(folder, session, classes, preprocessing, outputs)
+        return cls(folder, classes, preprocessing, session, threads, outputs)
+
+    @property
+    def task(self) -> str:
+        """What the model predicts: `single`, `multi` or `regression`."""
+        return self.outputs.task
 
     def probabilities(
         self,
@@ -85,22 +95,52 @@ class Bundle:
         batch_size: int = 32,
         progress: Callable[[int, int], None] | None = None,
     ) -> NDArray[np.float32]:
-        """Class probabilities, (N, classes), each row in [0, 1] with sum 1.
+        """Class probabilities, (N, classes), in [0, 1]; the sum of a row is 1 with one class each.
 
         Args:
-            sources: Paths, file contents, PIL images, or uint8 arrays of (height, width, 3).
+            sources: Paths, file contents, PIL images, or uint8 arrays of (height, width, 3); or
+                anything with a length, `source(i)` and `name(i)`, such as the images of a table.
             batch_size: Images per call of the network.
             progress: Called with (done, total) after every batch.
 
         Raises:
             ImageError: The first source that cannot be used.
+            BundleError: The model predicts a number: see `values`.
         """
-        found = []
+        if self.task == "regression":
+            raise BundleError(f"{self.path} predicts a number ({self.classes[0]}): use values()")
+        return self.answers(sources, batch_size, progress)
+
+    def values(
+        self,
+        sources: Sequence[Any],
+        batch_size: int = 32,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> NDArray[np.float64]:
+        """Predicted numbers, (N,), in units of the target; arguments as for `probabilities`.
+
+        Raises:
+            ImageError: The first source that cannot be used.
+            BundleError: The model predicts classes: see `probabilities`.
+        """
+        if self.task != "regression":
+            raise BundleError(f"{self.path} predicts classes: use probabilities()")
+        return self.answers(sources, batch_size, progress)[:, 0]
+
+    def answers(
+        self,
+        sources: Sequence[Any],
+        batch_size: int = 32,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> NDArray[Any]:
+        """Probabilities (N, classes) or numbers (N, 1), as the task is; see `probabilities`."""
+        found, sources = [], listed(sources)
         for values, _ in self._run(sources, batch_size, skip_bad=False):
             found.append(values)
             if progress is not None:
-                progress(sum(map(len, found)), len(listed(sources)))
-        return np.concatenate(found) if found else np.empty((0, len(self.classes)), np.float32)
+                progress(sum(map(len, found)), len(sources))
+        empty = np.empty((0, len(self.classes)), np.float32)
+        return np.concatenate(found) if found else self.outputs.answers(empty)
 
     def predict(
         self,
@@ -111,7 +151,7 @@ class Bundle:
         skip_bad: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> pd.DataFrame:
-        """Best classes of each source, in the order given.
+        """What the model says of each source, in the order given.
 
         Args:
             sources: As in `probabilities`.
@@ -121,28 +161,31 @@ class Bundle:
             progress: Called with (done, total) after every batch.
 
         Returns:
-            Columns source, label, score (probability of the label), top (list of [class,
-            probability], best first) and error (None where all went well).
+            Columns source, then label, score (probability of the label), top (list of [class,
+            probability], best first), and error (None where all went well). With several labels an
+            image: labels and scores (lists of the classes above their thresholds, best first) in
+            place of label and score. With a number: value alone.
 
         Raises:
             ImageError: The first source that cannot be used, without `skip_bad`.
         """
         import pandas as pd
 
-        names = [_source_name(source, i) for i, source in enumerate(listed(sources))]
-        rows: list[tuple[str | None, float | None, list[list[Any]], str | None]] = []
+        sources = listed(sources)
+        names = [_source_name(sources, i) for i in range(len(sources))]
+        rows: list[dict[str, Any]] = []
         for values, errors in self._run(sources, batch_size, skip_bad=skip_bad):
-            for row, error in zip(values.astype(float), errors, strict=True):
+            for row, error in zip(values, errors, strict=True):
                 if error is not None:
-                    rows.append((None, None, [], error.reason))
-                    continue
-                best = np.argsort(-row, kind="stable")[:top_k]
-                top = [[self.classes[i], float(row[i])] for i in best]
-                rows.append((top[0][0], top[0][1], top, None))
+                    rows.append({**self.outputs.columns, "error": error.reason})
+                else:
+                    found = self.outputs.row(row, self.classes, top_k)
+                    rows.append({**found, "error": None})
             if progress is not None:
                 progress(len(rows), len(names))
-        table = pd.DataFrame(rows, columns=["label", "score", "top", "error"])
-        table["score"] = table["score"].astype(float)
+        table = pd.DataFrame(rows, columns=[*self.outputs.columns, "error"])
+        for name in {"score", "value"} & set(table.columns):
+            table[name] = table[name].astype(float)
         table.insert(0, "source", pd.Series(names, dtype=object))
         return table
 
@@ -150,10 +193,11 @@ class Bundle:
         """Predict the golden images again.
 
         Args:
-            tolerance: Largest difference of a probability; default: that of the export.
+            tolerance: Largest difference of a probability, or of a number in units of its standard
+                deviation in training; default: that of the export.
 
         Returns:
-            The largest difference from the probabilities that PyTorch gave at the export.
+            The largest difference from what PyTorch gave at the export.
 
         Raises:
             BundleError: A golden file is missing, or a difference is above the tolerance.
@@ -162,51 +206,55 @@ class Bundle:
         try:
             record = json.loads((golden / "expected.json").read_text(encoding="utf-8"))
             expected = {name: np.array(row, np.float64) for name, row in record["images"].items()}
+            if not expected:
+                raise BundleError(f"{golden / 'expected.json'} names no images")
             tolerance = float(record["tolerance"]) if tolerance is None else tolerance
-            found = self.probabilities([golden / name for name in expected])
-            differences = {
-                name: float(np.abs(row - expected[name]).max())
-                for name, row in zip(expected, found, strict=True)
-            }
+            found = self.answers([golden / name for name in expected])
+            apart = self.outputs.difference(found, np.stack(list(expected.values())))
+            differences = dict(zip(expected, apart.tolist(), strict=True))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, ImageError) as error:
             raise BundleError(f"{golden} cannot be replayed: {error}") from error
-        if not differences:
-            raise BundleError(f"{golden / 'expected.json'} names no images")
         # NaN is the worst difference of all, and max() alone would lose it.
         worst = max(differences, key=lambda name: np.nan_to_num(differences[name], nan=np.inf))
         if not differences[worst] <= tolerance:
             raise BundleError(
-                f"{self.path}: probabilities of golden/{worst} differ by {differences[worst]:.2g} "
-                f"from those at the export (tolerance {tolerance:g}): its files do not belong "
-                "together, or this machine computes differently; export it again"
+                f"{self.path}: {self.outputs.names[1]} of golden/{worst} differ by "
+                f"{differences[worst]:.2g} from those at the export (tolerance {tolerance:g}): its "
+                "files do not belong together, or this machine computes differently; export it "
+                "again"
             )
         return differences[worst]
 
     def _run(
         self, sources: Sequence[Any], batch_size: int, *, skip_bad: bool
-    ) -> Iterator[tuple[NDArray[np.float32], list[ImageError | None]]]:
-        """Probabilities (NaN where an image is bad) and errors, batch by batch."""
-        items = list(enumerate(listed(sources)))
+    ) -> Iterator[tuple[NDArray[Any], list[ImageError | None]]]:
+        """Answers (NaN where an image is bad) and errors, batch by batch."""
+        sources = listed(sources)
+        width = len(self.classes)
         with ThreadPoolExecutor(self._threads) as pool:
-            for start in range(0, len(items), batch_size):
-                decoded = list(pool.map(self._input, items[start : start + batch_size]))
+            for start in range(0, len(sources), batch_size):
+                items = [
+                    (_source_name(sources, i), _source(sources, i))
+                    for i in range(start, min(start + batch_size, len(sources)))
+                ]
+                decoded = list(pool.map(self._input, items))
                 errors = [d if isinstance(d, ImageError) else None for d in decoded]
                 for error in errors:
                     if error is not None and not skip_bad:
                         raise error
                 good = [i for i, error in enumerate(errors) if error is None]
-                values = np.full((len(decoded), len(self.classes)), np.nan, np.float32)
+                used = np.full((len(decoded), width), np.nan, np.float32)
                 if good:
                     images = np.stack([d for d in decoded if not isinstance(d, ImageError)])
-                    values[good] = self._session.run(["probabilities"], {"images": images})[0]
-                yield values, errors
+                    used[good] = self._session.run([self.outputs.used], {"images": images})[0]
+                yield self.outputs.answers(used), errors
 
-    def _input(self, item: tuple[int, Any]) -> NDArray[np.float32] | ImageError:
-        index, source = item
+    def _input(self, item: tuple[str, Any]) -> NDArray[np.float32] | ImageError:
+        name, source = item
         try:
             return self.preprocessing(_picture(source))
         except ImageError as error:
-            return ImageError(_source_name(source, index), error.reason)
+            return ImageError(name, error.reason)
 
 
 def listed(sources: Any) -> Sequence[Any]:
@@ -217,11 +265,26 @@ def listed(sources: Any) -> Sequence[Any]:
     return sources  # type: ignore[no-any-return]
 
 
-def _source_name(source: Any, index: int) -> str:
+def _source(sources: Any, index: int) -> Any:
+    """A source of a sequence; one that cannot be read is the error of its image."""
+    if not hasattr(sources, "source"):
+        return sources[index]
+    try:
+        return sources.source(index)
+    except OSError as error:
+        return ImageError(sources.name(index), (error.strerror or str(error)).lower())
+
+
+def _source_name(sources: Any, index: int) -> str:
+    if hasattr(sources, "source"):
+        return str(sources.name(index))
+    source = sources[index]
     return os.fspath(source) if isinstance(source, (str, os.PathLike)) else f"image {index}"
 
 
 def _picture(source: Any) -> Image.Image:
+    if isinstance(source, ImageError):
+        raise source
     if isinstance(source, Image.Image):
         return to_rgb(upright(source), "image")
     if isinstance(source, np.ndarray):
@@ -232,6 +295,14 @@ def _picture(source: Any) -> Image.Image:
     if isinstance(source, (str, os.PathLike, bytes)):
         return open_image(source)
     raise ImageError("image", f"a path, bytes, picture or array is wanted, got {type(source)}")
+
+
+def _read(path: Path, reader: Callable[[dict[str, Any]], T]) -> T:
+    """Content of a JSON file of the bundle."""
+    try:
+        return reader(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise BundleError(f"{path}: {error}") from error
 
 
 def _cores() -> int:
@@ -253,17 +324,20 @@ def _session(path: Path, threads: int) -> Any:
         raise BundleError(f"{path} cannot be read: {error}") from error
 
 
-def _check_fit(folder: Path, session: Any, classes: Sequence[str], spec: Preprocessing) -> None:
+def _check_fit(
+    folder: Path, session: Any, classes: Sequence[str], spec: Preprocessing, outputs: Outputs
+) -> None:
     inputs = {node.name: node.shape for node in session.get_inputs()}
-    outputs = {node.name: node.shape for node in session.get_outputs()}
-    if set(inputs) != {"images"} or "probabilities" not in outputs:
-        names = f"{sorted(inputs)} and {sorted(outputs)}"
-        raise BundleError(f"{folder / 'model.onnx'} must map images to probabilities, has {names}")
+    there = {node.name: node.shape for node in session.get_outputs()}
+    if set(inputs) != {"images"} or outputs.used not in there:
+        names = f"{sorted(inputs)} and {sorted(there)}"
+        wanted = outputs.names[1]
+        raise BundleError(f"{folder / 'model.onnx'} must map images to {wanted}, has {names}")
     size = tuple(inputs["images"][1:])
     if size != tuple(spec.input_size):
         wanted = f"preprocessing.json makes {spec.input_size}"
         raise BundleError(f"{folder}: model.onnx takes images of {size}, {wanted}")
-    if outputs["probabilities"][-1] != len(classes) or len(set(classes)) != len(classes):
+    if there[outputs.used][-1] != len(classes) or len(set(classes)) != len(classes):
         found = f"classes.txt has {len(set(classes))} different names in {len(classes)} lines"
-        count = outputs["probabilities"][-1]
+        count = there[outputs.used][-1]
         raise BundleError(f"{folder}: model.onnx knows {count} classes, {found}")

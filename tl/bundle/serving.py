@@ -1,4 +1,4 @@
-"""A bundle as MLflow calls it: tables of base64 text in, labels and probabilities out."""
+"""A bundle as MLflow calls it: tables of base64 text in, tables of answers out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ class Pyfunc:
         self._bundle = bundle
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:  # noqa: ARG002
-        """Label, score and probabilities of each image.
+        """Columns label, score and probabilities of each image.
+
+        With several labels an image: labels, scores and probabilities. With a number: value.
 
         Args:
             model_input: Table with a column `image`, or a list of its cells: base64 text, file
@@ -41,21 +43,19 @@ class Pyfunc:
 
         try:
             sources = [_cell(value, i) for i, value in enumerate(_cells(model_input))]
-            values = self._bundle.probabilities(sources).astype(float)
+            answers = self._bundle.answers(sources)
         except (BundleError, ImageError) as error:
             from mlflow.exceptions import MlflowException
 
             raise MlflowException.invalid_parameter_value(str(error)) from error
-        classes = self._bundle.classes
-        rows = [
-            (
-                classes[int(row.argmax())],
-                float(row.max()),
-                dict(zip(classes, row.tolist(), strict=True)),
-            )
-            for row in values
-        ]
-        return pd.DataFrame(rows, columns=["label", "score", "probabilities"])
+        classes, outputs = self._bundle.classes, self._bundle.outputs
+        rows = [outputs.row(answer, classes, 0) for answer in answers]
+        columns = [name for name in outputs.columns if name != "top"]
+        table = pd.DataFrame(rows, columns=columns)
+        if outputs.task != "regression":
+            shares = answers.astype(float).tolist()
+            table["probabilities"] = [dict(zip(classes, row, strict=True)) for row in shares]
+        return table
 
 
 def _cells(model_input: Any) -> Sequence[Any]:

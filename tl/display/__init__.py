@@ -9,7 +9,7 @@ from tl.display.progress import bar
 from tl.display.reports import predictions, report, summary
 from tl.display.sections import sections
 from tl.display.tables import console, error, facts, results_table, say, stage_table
-from tl.figures import save_confusion, save_curves
+from tl.figures import save_confusion, save_curves, save_report
 
 __all__ = [
     "bar",
@@ -21,6 +21,7 @@ __all__ = [
     "results_table",
     "save_confusion",
     "save_curves",
+    "save_report",
     "say",
     "sections",
     "stage_table",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.cells import cell_len
 from rich.text import Text
 
+from tl.config import Task
 from tl.display.tables import (
     LOG_WIDTH,
     clean,
@@ -22,7 +23,9 @@ from tl.display.tables import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    from numpy.typing import NDArray
 
     from tl.evaluation import Report
 
@@ -32,20 +35,44 @@ MOST_CONFUSION_CLASSES = 12
 
 
 def predictions(table: pd.DataFrame) -> None:
-    """Print the first predictions, how many images each class got, and how many were unusable."""
-    rows = [
-        {"image": r.source, "label": r.error or r.label, "score": r.score}
-        for r in table.head(MOST_PREDICTIONS).itertuples()
-    ]
-    print_columns("predictions", {k: [row[k] for row in rows] for k in ("image", "label", "score")})
+    """Print the first predictions, how many images each class got, and how many were unusable.
+
+    Args:
+        table: What `tl.bundle.Bundle.predict` returned, of any task.
+    """
+    first = table.head(MOST_PREDICTIONS)
+    print_columns("predictions", {"image": list(first["source"]), **_said(first)})
     if len(table) <= MOST_PREDICTIONS:
         return
-    counts = table["label"].value_counts().head(MOST_CLASSES)
     say(f"… and {len(table) - MOST_PREDICTIONS:,} more")
-    results_table("images by class", [{"class": k, "images": int(v)} for k, v in counts.items()])
+    if "value" in table:
+        quantiles = table["value"].quantile([0, 0.25, 0.5, 0.75, 1])
+        names = ("lowest", "25 %", "median", "75 %", "highest")
+        results_table("values", [dict(zip(names, quantiles, strict=True))])
+    else:
+        names = table["label"] if "label" in table else table["labels"].explode()
+        counts = names.value_counts().head(MOST_CLASSES)
+        title = "images by class" if "label" in table else "images by label"
+        results_table(title, [{title[10:]: k, "images": int(v)} for k, v in counts.items()])
     bad = int(table["error"].notna().sum())
     if bad:
         say(f"{bad:,} images could not be read: see column error")
+
+
+def _said(table: pd.DataFrame) -> dict[str, list[object]]:
+    """Columns of what the model said, with the error where an image could not be used."""
+    errors = [error if isinstance(error, str) else None for error in table["error"]]
+    if "value" in table:
+        values = {"value": list(table["value"])}
+        return values | ({"error": errors} if any(errors) else {})
+    if "label" in table:
+        labels = [e or name for e, name in zip(errors, table["label"], strict=True)]
+        return {"label": labels, "score": list(table["score"])}
+    texts = [
+        error or ", ".join(f"{n} {s:.3f}" for n, s in zip(names, scores, strict=True)) or "none"
+        for error, names, scores in zip(errors, table["labels"], table["scores"], strict=True)
+    ]
+    return {"labels above their thresholds": texts}
 
 
 def summary(reports: Sequence[Report], places: Mapping[str, str]) -> None:
@@ -57,10 +84,19 @@ def summary(reports: Sequence[Report], places: Mapping[str, str]) -> None:
 
 def report(report: Report) -> None:
     """Print metrics, the per-class table, and the confusion matrix where it fits a screen."""
-    say(_headline(report) + "\n")
+    headline = {
+        Task.single: _headline,
+        Task.multi: _headline_of_labels,
+        Task.regression: _headline_of_numbers,
+    }
+    say(headline[report.task](report) + "\n")
+    if report.task is Task.regression:
+        columns = {str(name): list(report.per_class[name]) for name in report.per_class.columns}
+        print_columns(f"{report.split}: error by range of {clean(report.classes[0])}", columns)
+        return
     _per_class_table(report)
-    if len(report.classes) <= MOST_CONFUSION_CLASSES:
-        _confusion_table(report)
+    if report.confusion is not None and len(report.classes) <= MOST_CONFUSION_CLASSES:
+        _confusion_table(report, report.confusion)
 
 
 def _headline(report: Report) -> str:
@@ -74,17 +110,46 @@ def _headline(report: Report) -> str:
     )
 
 
+def _headline_of_labels(report: Report) -> str:
+    m, space = report.metrics, " " * len(report.split)
+    chosen = "these images" if report.split == "val" else "val"
+    return (
+        f"{report.split}: mAP {m['map']:.3f} (95 % interval {m['map_low']:.3f} to "
+        f"{m['map_high']:.3f}), {int(m['images']):,} images\n"
+        f"{space}  with the thresholds chosen on {chosen}: macro F1 {m['f1_macro']:.3f}, micro F1 "
+        f"{m['f1_micro']:.3f},\n"
+        f"{space}  all labels right {100 * m['exact_match']:.1f} %, wrong decisions "
+        f"{100 * m['hamming']:.1f} %; loss {m['loss']:.3f}, calibration error {m['ece']:.3f}"
+    )
+
+
+def _headline_of_numbers(report: Report) -> str:
+    m, space = report.metrics, " " * len(report.split)
+
+    def with_interval(name: str) -> str:
+        low, high = m[f"{name}_low"], m[f"{name}_high"]
+        return f"{m[name]:.4g} (95 % interval {low:.4g} to {high:.4g})"
+
+    r2 = f"R² {with_interval('r2')}" if "r2" in m else "no R²: all have the same target"
+    return (
+        f"{report.split}: mean absolute error of {clean(report.classes[0])} "
+        f"{with_interval('mae')}, {int(m['images']):,} images\n"
+        f"{space}  root mean square error {with_interval('rmse')}, {r2}"
+    )
+
+
 def _per_class_table(report: Report) -> None:
-    table = report.per_class
+    table, score = report.per_class, "ap" if report.task is Task.multi else "f1"
     left = len(table) - MOST_CLASSES
     title = f"{report.split}: per class"
     if left > 0:
-        table = table.sort_values("f1", kind="stable", na_position="last").head(MOST_CLASSES)
-        title += f", the {MOST_CLASSES} with the lowest F1 ({left:,} more are not shown)"
+        table = table.sort_values(score, kind="stable", na_position="last").head(MOST_CLASSES)
+        lowest = f"the {MOST_CLASSES} with the lowest {score.upper()}"
+        title += f", {lowest} ({left:,} more are not shown)"
     print_columns(title, {str(name): list(table[name]) for name in table.columns})
 
 
-def _confusion_table(report: Report) -> None:
+def _confusion_table(report: Report, confusion: NDArray[np.int64]) -> None:
     """Rows are true classes; where the names are long, the columns have numbers."""
     names = [clean(name) for name in report.classes]
     heads = names
@@ -95,7 +160,7 @@ def _confusion_table(report: Report) -> None:
     table.add_column("", no_wrap=True)
     for head in heads:
         table.add_column(Text(head), justify="right", no_wrap=True)
-    for i, (name, counts) in enumerate(zip(names, report.confusion, strict=True)):
+    for i, (name, counts) in enumerate(zip(names, confusion, strict=True)):
         cells = [
             Text(f"{n:,}" if n else "·", style="bold green" if i == j else "red" if n else "dim")
             for j, n in enumerate(counts)

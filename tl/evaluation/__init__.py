@@ -50,7 +50,8 @@ def evaluate(
 
     Args:
         outputs: One label an image: probabilities (N, C), each row sums to 1. Several labels:
-            probabilities (N, C), each of its own. Regression: values (N,) in units of the target.
+            probabilities (N, C), each of its own. Regression: values (N,) or (N, 1) in units of
+            the target.
         targets: One label: index of the true class, (N,), in [0, C). Several: 0 or 1, (N, C).
             Regression: (N,).
         classes: The C class names; for regression the name of the target.

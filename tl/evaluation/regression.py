@@ -46,13 +46,14 @@ def judge_regression(
 def checked(
     values: ArrayLike, targets: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Predicted and true numbers as arrays (N,).
+    """Predicted (N,) or (N, 1) and true numbers as arrays (N,).
 
     Raises:
         EvaluationError: A prediction is not finite.
         ValueError: They do not fit each other.
     """
     v, t = np.asarray(values, dtype=np.float64), np.asarray(targets, dtype=np.float64)
+    v = v[:, 0] if v.ndim == 2 and v.shape[1] == 1 else v
     if v.ndim != 1 or len(v) == 0 or t.shape != v.shape:
         raise ValueError(f"expected values and targets (N,) with N > 0, got {v.shape}, {t.shape}")
     if not np.isfinite(t).all():

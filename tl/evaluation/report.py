@@ -74,6 +74,11 @@ class Report:
     truth: NDArray[np.float64] | None = None
     predicted: NDArray[np.float64] | None = None
 
+    @property
+    def headline(self) -> float:
+        """The metric that stands for the model in one number; see `headline`."""
+        return self.metrics[headline(self.task)]
+
     def flat(self) -> dict[str, float]:
         """The metrics under their names in `metrics.json` and MLflow, such as `val/acc`."""
         return {f"{self.split}/{name}": value for name, value in self.metrics.items()}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tl.bundle import Preprocessing
+from tl.bundle import Outputs, Preprocessing
 from tl.export.sealing import SealReport
 
 TIMM = """\
@@ -20,7 +20,7 @@ model = timm.create_model("local-dir:.", pretrained=True).eval()
 config = timm.data.resolve_model_data_config(model)
 transform = timm.data.create_transform(**config, is_training=False)
 image = transform(Image.open("photo.jpg").convert("RGB"))
-print(model(image[None]).softmax(-1))  # order of classes.txt
+print(ANSWER)
 ```
 """
 NOT_TIMM = """\
@@ -31,6 +31,12 @@ To go on in PyTorch, give the file to another run of `tl`: it takes the backbone
 tl train data.root=IMAGES model.name=BACKBONE model.weights=model.safetensors
 ```
 """
+ANSWERS = {
+    "single": "model(image[None]).softmax(-1))  # order of classes.txt",
+    "multi": "model(image[None]).sigmoid())  # order of classes.txt; thresholds in bundle.json",
+    "regression": "model(image[None]) * STD + MEAN)  # in units of TARGET",
+}
+MOST_THRESHOLDS = 40  # classes whose thresholds the card shows
 USE = """\
 ## Use it
 
@@ -53,7 +59,7 @@ from tl_bundle import Bundle
 
 bundle = Bundle.load(".")
 print(bundle.predict(["photo.jpg"]))
-bundle.verify()  # the golden images still give the probabilities of the export
+bundle.verify()  # the golden images still give the answers of the export
 ```
 
 With MLflow, in Python or as a server that takes base64 text:
@@ -118,6 +124,7 @@ def model_card(
     classes: Sequence[str],
     preprocessing: Preprocessing,
     report: SealReport,
+    outputs: Outputs | None = None,
     *,
     in_timm: bool = True,
 ) -> str:
@@ -128,8 +135,10 @@ def model_card(
         classes: Names in the order of the outputs.
         preprocessing: What the weights expect.
         report: Of the seal.
+        outputs: What the outputs mean; default: one class an image.
         in_timm: Whether the bundle loads in timm; the card says how, or that it does not.
     """
+    outputs = outputs or Outputs()
     width, height = preprocessing.input_size[2], preprocessing.input_size[1]
     facts = {
         "backbone": card.backbone,
@@ -138,21 +147,23 @@ def model_card(
         "licence of the weights": card.licence or "not stated: ask whoever gave you the weights",
         "input": f"{width} x {height} pixels, {preprocessing.interpolation}, "
         f"{preprocessing.crop_mode} crop {preprocessing.crop_pct:g}",
-        "classes": f"{len(classes)}: {_shortened(classes)}",
+        **_task_facts(outputs, classes),
         "method": card.method,
         **({"head": card.head} if card.head else {}),
         "seed": str(card.seed),
         "created": card.created,
-        "sealed": f"{report.images} images, largest difference of a probability "
+        "sealed": f"{report.images} images, largest difference of {report.what} "
         f"{report.largest_difference:.1e} (tolerance {report.tolerance:g})",
     }
     limits = [
-        f"It knows {len(classes)} classes and answers with one of them for any image whatever.",
-        "Scores are trustworthy only for images like those it was trained on.",
+        *_task_limits(outputs, classes),
         "`golden/` holds images of the training set: mind their rights when you pass it on.",
         *card.limits,
     ]
-    pytorch = TIMM if in_timm else NOT_TIMM.replace("BACKBONE", card.backbone)
+    answer = ANSWERS[outputs.task].replace("STD", f"{outputs.std:.9g}")
+    answer = answer.replace("MEAN", f"{outputs.mean:.9g}").replace("TARGET", classes[0])
+    timm = TIMM.replace("ANSWER)", answer)
+    pytorch = timm if in_timm else NOT_TIMM.replace("BACKBONE", card.backbone)
     parts = [
         f"# {card.title}",
         _table(facts, ("what", "value")),
@@ -162,6 +173,7 @@ def model_card(
         card.plan.strip(),
         "## Metrics",
         _table({k: _number(v) for k, v in card.metrics.items()}, ("metric", "value")),
+        *_thresholds(outputs, classes),
         "## Limits",
         "\n".join(f"- {limit}" for limit in limits),
         USE.strip().replace("PYTORCH", pytorch.strip()),
@@ -169,6 +181,47 @@ def model_card(
         ", ".join(f"{name} {v}" for name, v in card.versions.items()) or "not recorded",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _task_facts(outputs: Outputs, classes: Sequence[str]) -> dict[str, str]:
+    if outputs.task == "regression":
+        return {
+            "predicts": f"one number an image: {classes[0]}",
+            "numbers of train": f"mean {outputs.mean:.4g}, standard deviation {outputs.std:.4g}",
+        }
+    if outputs.task == "multi":
+        return {
+            "predicts": "any number of labels an image: those above their thresholds",
+            "labels": f"{len(classes)}: {_shortened(classes)}",
+        }
+    return {"classes": f"{len(classes)}: {_shortened(classes)}"}
+
+
+def _task_limits(outputs: Outputs, classes: Sequence[str]) -> list[str]:
+    first = {
+        "single": f"It knows {len(classes)} classes and answers with one of them for any image "
+        "whatever.",
+        "multi": f"It knows {len(classes)} labels; what else is on an image it cannot say.",
+        "regression": "It answers with a number for any image whatever, and is least sure beyond "
+        "the numbers of its training.",
+    }[outputs.task]
+    what = "Numbers" if outputs.task == "regression" else "Scores"
+    return [first, f"{what} are trustworthy only for images like those it was trained on."]
+
+
+def _thresholds(outputs: Outputs, classes: Sequence[str]) -> list[str]:
+    if outputs.task != "multi":
+        return []
+    shown = dict(zip(classes[:MOST_THRESHOLDS], outputs.thresholds, strict=False))
+    rows = {name: f"{value:.3f}" for name, value in shown.items()}
+    parts = [
+        "## Thresholds",
+        "The probability from which a label counts as present, chosen on val.",
+    ]
+    parts.append(_table(rows, ("label", "threshold")))
+    if len(classes) > MOST_THRESHOLDS:
+        parts.append(f"And {len(classes) - MOST_THRESHOLDS} more, in `bundle.json`.")
+    return parts
 
 
 def _shortened(names: Sequence[str], most: int = 20) -> str:

@@ -11,7 +11,7 @@ import timm
 from safetensors.torch import load_file
 from torch import nn
 
-from tl.bundle import Preprocessing
+from tl.bundle import Outputs, Preprocessing
 from tl.config import ExportConfig, HeadKind
 from tl.export.card import ModelCard
 from tl.export.errors import ExportError
@@ -61,7 +61,7 @@ def export_run(folder: RunFolder, config: ExportConfig, target: Path | None = No
         model=_network(facts, weights),
         classes=facts["classes"],
         preprocessing=Preprocessing.from_dict(facts["preprocessing"]),
-        golden=_golden(Path(run.data.root), facts["golden"], folder.bundle)[: config.golden_images],
+        golden=_golden(folder, facts)[: config.golden_images],
         card=ModelCard(
             title=run_name(run, plan["method"]),
             # The folder's name says enough: the bundle travels, the path stays behind.
@@ -79,6 +79,7 @@ def export_run(folder: RunFolder, config: ExportConfig, target: Path | None = No
             versions={name: version(name) for name in PACKAGES},
         ),
         tolerance=config.tolerance,
+        outputs=_outputs(folder, facts),
     )
     return Exported(target, report)
 
@@ -102,6 +103,15 @@ def _network(facts: dict[str, Any], weights: Path) -> nn.Module:
     return model.eval()
 
 
+def _outputs(folder: RunFolder, facts: dict[str, Any]) -> Outputs:
+    """What the outputs mean, from what the run wrote of its task."""
+    task = facts.get("task", "single")
+    values = {"task": task, "target": facts.get("target")}
+    if task == "multi":
+        values["thresholds"] = folder.read_thresholds()
+    return Outputs.from_dict(values, facts["classes"])
+
+
 def _head_text(folder: RunFolder) -> str:
     """Which features a head on all stages reads; empty for a plain head."""
     path = folder.checkpoints / "features.json"
@@ -112,14 +122,22 @@ def _head_text(folder: RunFolder) -> str:
     return f"linear, on standardised features of all stages: {parts}"
 
 
-def _golden(root: Path, names: list[str], earlier: Path) -> list[Path]:
-    """Training images for the bundle; where the data is gone, those of the run's own bundle."""
-    paths = [path for path in (root / name for name in names) if path.is_file()]
+def _golden(folder: RunFolder, facts: dict[str, Any]) -> list[Path]:
+    """Training images for the bundle.
+
+    Those that the run kept, where the images are no files; else the files; where these are gone,
+    what the run's own bundle has.
+    """
+    root = Path(facts["data"]["root"])
+    kept = sorted(folder.golden.glob("*"))
+    paths = kept or [path for path in (root / name for name in facts["golden"]) if path.is_file()]
     if not paths:
-        kept = (earlier / "golden").glob("*")
-        paths = sorted(path for path in kept if path.suffix != ".json")
+        earlier = (folder.bundle / "golden").glob("*")
+        paths = sorted(path for path in earlier if path.suffix != ".json")
     if not paths:
-        msg = f"no golden images: the training images are not at {root}, and {earlier} has none"
+        msg = (
+            f"no golden images: the training images are not at {root}, and {folder.bundle} has none"
+        )
         raise ExportError(msg)
     return paths
 

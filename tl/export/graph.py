@@ -13,29 +13,32 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from tl.bundle import Outputs
 from tl.export.errors import ExportError
 from tl.quiet import quiet
 
 logger = logging.getLogger(__name__)
 
 OPSET = 20  # the newest that tracing knows, and the one that torch.export takes by itself
-OUTPUTS = ("logits", "probabilities")
-# Of a logit, relative to the largest: rounding makes less, a wrong part of the graph more.
+# Of an output, relative to the largest: rounding makes less, a wrong part of the graph more.
 DIFFERENCE = 1e-3
 SIZES = (Tensor.size, Tensor.shape.__get__)  # type: ignore[attr-defined]
 
 
-class _WithProbabilities(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
+class _WithAnswers(nn.Module):
+    """The network, and what its outputs mean."""
+
+    def __init__(self, model: nn.Module, outputs: Outputs) -> None:
         super().__init__()
         self.model = model
+        self.outputs = outputs
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.model(images)
-        return logits, logits.softmax(-1)
+        found = self.model(images)
+        return found, activated(found, self.outputs)
 
 
-class _Traced(_WithProbabilities):
+class _Traced(_WithAnswers):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         # The tracer of torch 2.14 prints the whole graph when an operator has no ONNX form, since
         # it switches its own log on whatever `verbose` says.
@@ -66,8 +69,19 @@ class _FixedSizes(TorchFunctionMode):
             return found if dim in (0, -args[0].dim()) else int(found)
 
 
-def write_onnx(path: Path, model: nn.Module, input_size: tuple[int, int, int]) -> None:
+def activated(found: Tensor, outputs: Outputs) -> Tensor:
+    """What the outputs (N, C) of a network mean: probabilities, or numbers (N, 1)."""
+    if outputs.task == "regression":
+        return found * outputs.std + outputs.mean
+    return found.softmax(-1) if outputs.task == "single" else found.sigmoid()
+
+
+def write_onnx(
+    path: Path, model: nn.Module, input_size: tuple[int, int, int], outputs: Outputs | None = None
+) -> None:
     """Write one file that takes `images` and gives `logits` and `probabilities`, for any batch.
+
+    Where the network predicts a number, it gives `standardised` and `values`.
 
     Tracing takes half a second where torch.export takes ten, and its graph computes the same in the
     same time; but it can bake a value of its example in. So it counts only where it noticed no
@@ -77,16 +91,18 @@ def write_onnx(path: Path, model: nn.Module, input_size: tuple[int, int, int]) -
         path: File to write.
         model: On the CPU, in eval mode.
         input_size: Channels, height and width.
+        outputs: What the outputs mean; default: one class an image.
 
     Raises:
         ExportError: Neither torch.export nor tracing gives a graph.
     """
-    module = _WithProbabilities(model).eval()
+    outputs = outputs or Outputs()
+    module = _WithAnswers(model, outputs).eval()
     example = torch.zeros(2, *input_size)
     with quiet():
         doubt = ""
         try:
-            doubt = _trace(path, model, example) or _difference(path, module, input_size)
+            doubt = _trace(path, model, example, outputs) or _difference(path, module, input_size)
             if not doubt:
                 return
         except Exception as error:
@@ -95,7 +111,7 @@ def write_onnx(path: Path, model: nn.Module, input_size: tuple[int, int, int]) -
         shapes = {"images": {0: torch.export.Dim("batch", min=1)}}
         try:
             torch.onnx.export(
-                module, (example,), path, dynamo=True, dynamic_shapes=shapes, **_names()
+                module, (example,), path, dynamo=True, dynamic_shapes=shapes, **_names(outputs)
             )
             return
         except Exception as error:  # torch.export has dozens of ways to refuse a graph
@@ -103,36 +119,37 @@ def write_onnx(path: Path, model: nn.Module, input_size: tuple[int, int, int]) -
             if not doubt:
                 text = f"the model has no ONNX form: {reason}; by tracing: {failure}"
                 raise ExportError(text) from error
-        _trace(path, model, example)
+        _trace(path, model, example, outputs)
     logger.warning(
         "ONNX: the graph was traced (TorchScript), because torch.export said: %s", reason
     )
 
 
-def _names() -> dict[str, Any]:
+def _names(outputs: Outputs) -> dict[str, Any]:
     return {
         "input_names": ["images"],
-        "output_names": list(OUTPUTS),
+        "output_names": list(outputs.names),
         "opset_version": OPSET,
         "external_data": False,
         "verbose": False,
     }
 
 
-def _trace(path: Path, model: nn.Module, example: Tensor) -> str:
+def _trace(path: Path, model: nn.Module, example: Tensor, outputs: Outputs) -> str:
     """Write the graph of one run; returns what speaks against it, in the words of the tracer."""
     # dynamo=False is deprecated. torch is pinned exactly; where a later one lacks it, this raises
     # and torch.export is all there is.
-    axes = {name: {0: "batch"} for name in ("images", *OUTPUTS)}
+    axes = {name: {0: "batch"} for name in ("images", *outputs.names)}
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
-        module = _Traced(model).eval()
-        torch.onnx.export(module, (example,), path, dynamo=False, dynamic_axes=axes, **_names())
+        module = _Traced(model, outputs).eval()
+        names = _names(outputs)
+        torch.onnx.export(module, (example,), path, dynamo=False, dynamic_axes=axes, **names)
     told = [w for w in found if issubclass(w.category, torch.jit.TracerWarning)]  # type: ignore[attr-defined]
     return str(told[0].message) if told else ""
 
 
-def _difference(path: Path, module: nn.Module, input_size: tuple[int, int, int]) -> str:
+def _difference(path: Path, module: _WithAnswers, input_size: tuple[int, int, int]) -> str:
     """Where the file and the network differ on a batch of three and of one; empty if they agree."""
     import onnxruntime
 
@@ -144,7 +161,7 @@ def _difference(path: Path, module: nn.Module, input_size: tuple[int, int, int])
         wanted = module(images)[0].numpy()
     limit = DIFFERENCE * max(1.0, float(np.abs(wanted).max()))
     for size in (1, 3):
-        found = session.run(["logits"], {"images": images[:size].numpy()})[0]
+        found = session.run([module.outputs.names[0]], {"images": images[:size].numpy()})[0]
         # Written so that NaN differs, too.
         if found.shape != wanted[:size].shape or not np.abs(found - wanted[:size]).max() <= limit:
             return f"the traced graph computes something else for {size} images"

@@ -9,17 +9,19 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
+from typing import TYPE_CHECKING
 
 from tl import bundle
-from tl.bundle import Preprocessing, open_image
+from tl.bundle import Outputs, Preprocessing, open_image
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
 
 
-def write_mlmodel(folder: Path, preprocessing: Preprocessing) -> None:
+def write_mlmodel(folder: Path, preprocessing: Preprocessing, outputs: Outputs) -> None:
     """`MLmodel` with signature and input example, its code and its requirements; no torch."""
     from mlflow import pyfunc
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
-    from mlflow.types.schema import Map
+    from mlflow.models import Model
 
     code = folder / "code" / "tl_bundle"
     source = Path(bundle.__file__).parent
@@ -31,20 +33,32 @@ def write_mlmodel(folder: Path, preprocessing: Preprocessing) -> None:
         f"python: {python_version()}\nbuild_dependencies:\n- pip\n"
         "dependencies:\n- -r requirements.txt\n"
     )
-    inputs = Schema([ColSpec(DataType.string, "image")])
-    outputs = Schema(
-        [
-            ColSpec(DataType.string, "label"),
-            ColSpec(DataType.double, "score"),
-            ColSpec(Map(DataType.double), "probabilities"),
-        ]
-    )
     model = Model(
-        signature=ModelSignature(inputs=inputs, outputs=outputs),
+        signature=_signature(outputs),
         saved_input_example_info=_write_example(folder, preprocessing),
     )
     pyfunc.add_to_model(model, loader_module="tl_bundle", code="code", python_env="python_env.yaml")
     model.save(folder / "MLmodel")
+
+
+def _signature(outputs: Outputs) -> ModelSignature:
+    """An image as text in; out what `tl.bundle.serving` gives for the task."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array, Map
+
+    shares = ColSpec(Map(DataType.double), "probabilities")
+    columns = {
+        "single": [ColSpec(DataType.string, "label"), ColSpec(DataType.double, "score"), shares],
+        "multi": [
+            ColSpec(Array(DataType.string), "labels"),
+            ColSpec(Array(DataType.double), "scores"),
+            shares,
+        ],
+        "regression": [ColSpec(DataType.double, "value")],
+    }
+    inputs = Schema([ColSpec(DataType.string, "image")])
+    return ModelSignature(inputs=inputs, outputs=Schema(columns[outputs.task]))
 
 
 def _write_example(folder: Path, preprocessing: Preprocessing) -> dict[str, str]:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import nn
 
-from tl.bundle import Preprocessing
+from tl.bundle import Outputs, Preprocessing
 from tl.config import HeadKind
 from tl.export.card import ModelCard, model_card
 from tl.export.errors import BundlePlaceError, ExportError
@@ -32,18 +32,21 @@ def write_bundle(
     golden: Sequence[Path],
     card: ModelCard,
     tolerance: float = 1e-4,
+    outputs: Outputs | None = None,
 ) -> SealReport:
     """Write and seal a bundle; it appears whole or not at all.
 
     Args:
         folder: Where; a bundle that is there is replaced, any other content is refused.
         model: timm model with its head, or a `StageClassifier`; images (N, 3, height, width) to
-            logits (N, classes).
-        classes: Names in the order of the logits.
+            outputs (N, classes).
+        classes: Names in the order of the outputs; for a number the name of the target.
         preprocessing: What the weights expect.
         golden: Images to keep inside as the bundle's own test, at least one.
         card: Content of its README.md.
-        tolerance: Largest difference of a probability between PyTorch and the forms written.
+        tolerance: Largest difference of a probability between PyTorch and the forms written; of a
+            number, in units of its standard deviation.
+        outputs: What the outputs mean; default: one class an image.
 
     Raises:
         ExportError: The model cannot be exported, a form computes differently, or the folder
@@ -52,6 +55,7 @@ def write_bundle(
     """
     folder = folder.absolute()
     partial = folder.with_name(f".{folder.name}.partial")
+    outputs = outputs or Outputs()
     _check(folder, model, classes, golden)
     network = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
     network.to(memory_format=torch.contiguous_format)  # safetensors takes no other
@@ -62,16 +66,24 @@ def write_bundle(
         raise BundlePlaceError(f"{folder} cannot be written: {error.strerror}") from error
     try:
         _write_weights(partial, network, classes, preprocessing)
-        write_onnx(partial / "model.onnx", network, preprocessing.input_size)
+        write_onnx(partial / "model.onnx", network, preprocessing.input_size, outputs)
         (partial / "classes.txt").write_text("\n".join(classes) + "\n", encoding="utf-8")
         text = json.dumps(preprocessing.to_dict(), indent=1) + "\n"
         (partial / "preprocessing.json").write_text(text, encoding="utf-8")
+        text = json.dumps(outputs.to_dict(classes), indent=1, ensure_ascii=False) + "\n"
+        (partial / "bundle.json").write_text(text, encoding="utf-8")
         _copy_golden(partial / "golden", golden)
-        report = seal(partial, model=network, preprocessing=preprocessing, tolerance=tolerance)
+        report = seal(
+            partial,
+            model=network,
+            preprocessing=preprocessing,
+            tolerance=tolerance,
+            outputs=outputs,
+        )
         in_timm = (partial / "config.json").is_file()
-        text = model_card(card, classes, preprocessing, report, in_timm=in_timm)
+        text = model_card(card, classes, preprocessing, report, outputs, in_timm=in_timm)
         (partial / "README.md").write_text(text, encoding="utf-8")
-        write_mlmodel(partial, preprocessing)
+        write_mlmodel(partial, preprocessing, outputs)
         _replace(partial, folder)
     except OSError as error:
         raise ExportError(f"{folder} cannot be written: {error}") from error

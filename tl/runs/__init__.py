@@ -10,11 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING, OmegaConf
 
-from tl.config import NO_YAML, ConfigError, Interrupted, TrainConfig, validate
-from tl.runs.contents import golden_images, job_facts, job_params, where, write_results
+from tl.config import ConfigError, Interrupted, TrainConfig, is_remote
+from tl.runs.contents import (
+    golden_images,
+    job_facts,
+    job_params,
+    keep_golden,
+    where,
+    write_results,
+)
 from tl.runs.deciding import Advice, brief, confirm, decide_or_keep, fit_settings, records
 from tl.runs.folder import (
     CONFIG,
@@ -22,8 +28,20 @@ from tl.runs.folder import (
     RunFolder,
     TrainResult,
     data_name,
+    read_config,
     run_name,
     write_model,
+)
+from tl.runs.folds import (
+    Fold,
+    FoldsSummary,
+    create_folds,
+    each_fold,
+    folds_of,
+    folds_params,
+    note_fold,
+    sum_up,
+    where_folds,
 )
 from tl.runs.looking import look
 
@@ -34,26 +52,35 @@ if TYPE_CHECKING:  # so that `tl train --help` loads neither torch nor pandas
 
 __all__ = [
     "Advice",
+    "Fold",
+    "FoldsSummary",
     "RunError",
     "RunFolder",
     "TrainResult",
     "brief",
     "confirm",
     "create",
+    "create_folds",
     "decide_or_keep",
+    "each_fold",
     "fit_settings",
+    "folds_of",
+    "folds_params",
     "golden_images",
     "job_facts",
     "job_params",
     "labels",
     "look",
+    "note_fold",
     "open_run",
     "read_config",
     "records",
     "refuse_changes",
     "resumable",
     "run_name",
+    "sum_up",
     "where",
+    "where_folds",
     "write_results",
 ]
 
@@ -88,9 +115,9 @@ def open_run(config: TrainConfig) -> tuple[RunFolder, TrainConfig]:
         if (path / CONFIG).exists():
             msg = f"{path} holds a run already: resume= continues it; or choose another output_dir"
             raise RunError(msg)
-        from tl.data.folder import existing_folder  # not on the way to --help
+        from tl.data.sources import source_format  # not on the way to --help
 
-        existing_folder(config.data.root)
+        source_format(config.data)
         return RunFolder(path), absolute(config)
     path = Path(config.resume).absolute()
     stored = read_config(path)
@@ -109,10 +136,13 @@ def absolute(config: TrainConfig) -> TrainConfig:
     """The config with absolute paths of data and weights, so that any folder may resume the run."""
 
     def full(path: str) -> str:
-        given = path not in {MISSING, "hub", "none"}
+        given = path not in {MISSING, "hub", "none"} and not is_remote(path)
         return str(Path(path).expanduser().absolute()) if given else path
 
-    data = replace(config.data, root=full(config.data.root))
+    table = config.data.table
+    data = replace(
+        config.data, root=full(config.data.root), table=None if table is None else full(table)
+    )
     return replace(
         config, data=data, model=replace(config.model, weights=full(config.model.weights))
     )
@@ -155,31 +185,11 @@ def create(
     if advice is not None:
         advice.write(folder, run_name(config, advice.finetune.method))
     write_model(folder, table, built, plan)
+    keep_golden(folder, table, config.export.golden_images)
     if len(table.quarantined):
         table.quarantined.to_csv(folder.path / "quarantined.csv", index=False)
     # Written last: a folder with a config is a run that can be resumed.
     folder.write_config(config)
-
-
-def read_config(path: Path) -> TrainConfig:
-    """Config of a run.
-
-    Raises:
-        RunError: The folder holds no run of this version of tl.
-    """
-    file = path / CONFIG
-    if not file.is_file():
-        msg = f"{path} is no run: it has no {CONFIG}"
-        raise RunError(msg)
-    try:
-        return validate(DictConfig(OmegaConf.create(file.read_text())), TrainConfig)
-    except (*NO_YAML, OSError) as error:
-        msg = f"{file} cannot be read ({' '.join(str(error).split())})"
-        raise RunError(msg) from error
-    except (ConfigError, OmegaConfBaseException) as error:
-        reason = str(error).split("\n    full_key:")[0]
-        msg = f"{file} does not fit this version of tl:\n{reason}"
-        raise RunError(msg) from error
 
 
 def refuse_changes(keys: Iterable[str], config: TrainConfig) -> None:

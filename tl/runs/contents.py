@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tl.config import TrainConfig
+from tl.config import Task, TrainConfig
+
+SUFFIXES = {"jpeg": "jpg", "tiff": "tif"}
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,10 +25,39 @@ if TYPE_CHECKING:
 
 
 def golden_images(table: ImageTable, number: int) -> list[str]:
-    """Paths (relative to the root) of training images that a bundle keeps: classes in turn."""
-    train = table.split("train").sort_values("sha256")
+    """Names of training images that a bundle keeps: classes in turn."""
+    return [str(name) for name in _golden_rows(table, number)["path"]]
+
+
+def _golden_rows(table: ImageTable, number: int) -> pd.DataFrame:
+    train = table.split("train").sort_values("sha256", kind="stable")
     turn = train.groupby("label").cumcount()
-    return [str(p) for p in train.assign(turn=turn).sort_values(["turn", "label"])["path"][:number]]
+    return train.assign(turn=turn).sort_values(["turn", "label"], kind="stable")[:number]
+
+
+def keep_golden(folder: RunFolder, table: ImageTable, number: int) -> None:
+    """Copy the images for the bundle into the run where they are not files below the data folder.
+
+    An export does not read the table again; files it finds by their names.
+
+    Args:
+        folder: Of the run.
+        table: Images.
+        number: How many to keep.
+    """
+    from PIL import Image
+
+    from tl.data.stores import FileStore
+
+    if isinstance(table.store, FileStore) and table.store.root == table.root:
+        return
+    folder.golden.mkdir(parents=True, exist_ok=True)
+    images = table.images(_golden_rows(table, number))
+    for i in range(len(images)):
+        contents = images.read(i)
+        with Image.open(io.BytesIO(contents)) as image:
+            kind = (image.format or "image").lower()
+        (folder.golden / f"{i:02d}.{SUFFIXES.get(kind, kind)}").write_bytes(contents)
 
 
 def job_facts(table: ImageTable, built: BuiltModel, plan: Plan) -> dict[str, str]:
@@ -34,7 +66,7 @@ def job_facts(table: ImageTable, built: BuiltModel, plan: Plan) -> dict[str, str
     p = built.preprocessing
     return {
         "data": ", ".join(f"{sum(c.values()):,} {split}" for split, c in counts.items())
-        + f" images in {len(table.classes)} classes ({table.root})",
+        + f" images {_labelled(table)} ({table.root})",
         **({"data notes": " ".join("; ".join(table.notes).split())} if table.notes else {}),
         **({"left out": f"{len(table.quarantined)} unreadable"} if len(table.quarantined) else {}),
         "model": f"{built.name}, weights {built.weights.source} "
@@ -45,6 +77,17 @@ def job_facts(table: ImageTable, built: BuiltModel, plan: Plan) -> dict[str, str
         "plan": f"{plan.method}: " + " -> ".join(phase.name for phase in plan.phases),
         **({"plan notes": "; ".join(plan.notes)} if plan.notes else {}),
     }
+
+
+def _labelled(table: ImageTable) -> str:
+    if table.task is Task.single:
+        return f"in {len(table.classes)} classes"
+    if table.task is Task.multi:
+        mean = float(table.targets("all").sum(axis=1).mean())
+        return f"with {len(table.classes)} labels, {mean:.1f} on an image"
+    targets = table.targets("train")
+    low, high = (f"{value:.4g}" for value in (targets.min(), targets.max()))
+    return f"with a number each, {table.classes[0]}, {low} to {high} in train"
 
 
 def _numbers(values: Iterable[float]) -> str:
@@ -78,6 +121,7 @@ def job_params(
         "data.sha256": fingerprint["sha256"],
         "data.images": fingerprint["images"],
         "data.classes": len(table.classes),
+        "data.task": table.task.value,
     }
 
 
@@ -88,13 +132,19 @@ def write_results(
     predictions: pd.DataFrame,
     total_seconds: float,
 ) -> dict[str, float]:
-    """Write `metrics.json`, `predictions.parquet` and `pictures/`; returns the metrics."""
-    from tl.figures import save_confusion, save_curves
+    """Write `metrics.json`, `predictions.parquet` and `pictures/`; returns the metrics.
+
+    With several labels an image `thresholds.json`, too.
+    """
+    from tl.figures import save_curves, save_report
 
     metrics: dict[str, float] = {}
     for report in reports:
         metrics |= report.flat()
-        save_confusion(report, folder.pictures / f"confusion_{report.split}.png")
+        save_report(report, folder.pictures)
+        if report.thresholds is not None:  # of val, and used on test
+            chosen = dict(zip(report.classes, report.thresholds, strict=True))
+            folder.write_json("thresholds.json", chosen)
     metrics |= {
         "fit_seconds": round(fit.seconds, 3),
         "total_seconds": round(total_seconds, 3),

@@ -9,7 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tl.config import TlError, TrainConfig, to_yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tl.config import NO_YAML, ConfigError, Task, TlError, TrainConfig, to_yaml, validate
 from tl.files import replacing
 from tl.runs.contents import golden_images
 
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 CONFIG = "config.yaml"
 MODEL = "checkpoints/model.json"
+THRESHOLDS = "thresholds.json"
+HEADLINES = {"acc": "accuracy", "map": "mAP", "mae": "mean absolute error"}
 MOST_GOLDEN = 64  # training images that a later export may choose from
 
 
@@ -59,16 +64,21 @@ class RunFolder:
         """The exported model."""
         return self.path / "bundle"
 
+    @property
+    def golden(self) -> Path:
+        """Training images for the bundle, where they are no files that an export finds again."""
+        return self.checkpoints / "golden"
+
     def write_report(self, report: Report, predictions: pd.DataFrame) -> None:
-        """Write `metrics.json`, `predictions.parquet` and the confusion matrix of an evaluation.
+        """Write `metrics.json`, `predictions.parquet` and the picture of an evaluation.
 
         Raises:
             RunError: The folder cannot be written.
         """
-        from tl.figures import save_confusion
+        from tl.figures import save_report
 
         self.make()
-        save_confusion(report, self.pictures / f"confusion_{report.split}.png")
+        save_report(report, self.pictures)
         predictions.to_parquet(self.path / "predictions.parquet", index=False)
         self.write_json("metrics.json", report.flat())
 
@@ -88,9 +98,17 @@ class RunFolder:
         """What export needs beside the weights: classes, preprocessing, origin of the weights."""
         return self._read(MODEL)
 
+    def read_plan(self) -> dict[str, Any]:
+        """Method and phases."""
+        return self._read("plan.json")
+
     def read_metrics(self) -> dict[str, float]:
         """Content of `metrics.json`."""
         return self._read("metrics.json")
+
+    def read_thresholds(self) -> dict[str, float]:
+        """Class name -> probability from which it counts as present, with several labels."""
+        return self._read(THRESHOLDS)
 
     def _read(self, name: str) -> dict[str, Any]:
         path = self.path / name
@@ -127,10 +145,32 @@ class RunFolder:
         return path
 
 
+def read_config(path: Path) -> TrainConfig:
+    """Config of a run.
+
+    Raises:
+        RunError: The folder holds no run of this version of tl.
+    """
+    file = path / CONFIG
+    if not file.is_file():
+        msg = f"{path} is no run: it has no {CONFIG}"
+        raise RunError(msg)
+    try:
+        return validate(DictConfig(OmegaConf.create(file.read_text())), TrainConfig)
+    except (*NO_YAML, OSError) as error:
+        msg = f"{file} cannot be read ({' '.join(str(error).split())})"
+        raise RunError(msg) from error
+    except (ConfigError, OmegaConfBaseException) as error:
+        reason = str(error).split("\n    full_key:")[0]
+        msg = f"{file} does not fit this version of tl:\n{reason}"
+        raise RunError(msg) from error
+
+
 def run_name(config: TrainConfig, method: str | None = None) -> str:
-    """Name for people: data · model · method, by default that of the config."""
+    """Name for people: data · model · method, by default that of the config, · fold."""
     used = method or config.finetune.method
-    return f"{data_name(config)} · {config.model.name.split('.')[0]} · {used}"
+    name = f"{data_name(config)} · {config.model.name.split('.')[0]} · {used}"
+    return name if config.data.fold is None else f"{name} · fold {config.data.fold}"
 
 
 def data_name(config: TrainConfig) -> str:
@@ -147,6 +187,8 @@ def write_model(folder: RunFolder, table: ImageTable, built: BuiltModel, plan: P
             "name": built.name,
             "args": built.model_args,
             "head": built.head,
+            "task": table.task.value,
+            **_target(table),
             "classes": list(table.classes),
             "preprocessing": built.preprocessing.to_dict(),
             "weights": asdict(built.weights),
@@ -157,13 +199,21 @@ def write_model(folder: RunFolder, table: ImageTable, built: BuiltModel, plan: P
     )
 
 
+def _target(table: ImageTable) -> dict[str, Any]:
+    """What a network says of a number is in units of these."""
+    if table.task is not Task.regression:
+        return {}
+    mean, std = table.target_scale()
+    return {"target": {"name": table.classes[0], "mean": mean, "std": std}}
+
+
 @dataclass(frozen=True)
 class TrainResult:
     """What `tl.train` hands back.
 
     Args:
         output_dir: Folder of the run.
-        metrics: Content of `metrics.json`: `val/acc` in [0, 1], `fit_seconds`, …
+        metrics: Content of `metrics.json`: `val/acc` (or `val/map`, `val/mae`), `fit_seconds`, …
         bundle: The sealed model, or None with `export.enabled=false`.
         run_id: MLflow run, or None with `tracking.enabled=false`.
         trainable_parameters: Most parameters that a phase trained.
@@ -176,11 +226,12 @@ class TrainResult:
     trainable_parameters: int
 
     def row(self, split: str) -> dict[str, Any]:
-        """Row of a table that compares runs: accuracy of a split with its interval, cost."""
+        """Row of a table that compares runs: headline of a split with its interval, cost."""
+        key = next(name for name in HEADLINES if f"{split}/{name}" in self.metrics)
         return {
-            "accuracy": self.metrics[f"{split}/acc"],
-            "95 % low": self.metrics[f"{split}/acc_low"],
-            "95 % high": self.metrics[f"{split}/acc_high"],
+            HEADLINES[key]: self.metrics[f"{split}/{key}"],
+            "95 % low": self.metrics[f"{split}/{key}_low"],
+            "95 % high": self.metrics[f"{split}/{key}_high"],
             "seconds": round(self.metrics["fit_seconds"], 1),
             "trained parameters": self.trainable_parameters,
         }

@@ -28,25 +28,14 @@ def log_bundle(bundle: Path, example: Path | None = None, name: str = "bundle") 
     """
     import mlflow
     import pandas as pd
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
-    from mlflow.types.schema import Map
+    from mlflow.models import Model
 
     if example is None:
         own = json.loads((bundle / "input_example.json").read_text(encoding="utf-8"))
         text = own["data"][0][0]
     else:
         text = base64.b64encode(example.read_bytes()).decode("ascii")
-    signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.string, "image")]),
-        outputs=Schema(
-            [
-                ColSpec(DataType.string, "label"),
-                ColSpec(DataType.double, "score"),
-                ColSpec(Map(DataType.double), "probabilities"),
-            ]
-        ),
-    )
+    signature = Model.load(str(bundle)).signature
     logger = logging.getLogger("mlflow")
     level = logger.level
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():

@@ -32,6 +32,8 @@ PLAIN_FILES = {
     "plan.json",
     "evidence.json",
     "decision.json",
+    "folds.json",
+    "thresholds.json",
     "advice.html",
 }  # of a run's folder, beside tables
 

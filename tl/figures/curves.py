@@ -1,190 +1,47 @@
-"""Pictures for a paper: confusion matrix and learning curves.
-
-Colours are those of Okabe and Ito ("Color universal design", 2008) and of sequential maps with one
-direction of lightness, so that nobody depends on telling red from green; line styles and markers
-repeat what colour says. matplotlib is imported only when a picture is drawn.
-"""
+"""Learning curves as a picture."""
 
 from __future__ import annotations
 
 import itertools
-import os
 import re
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tl.figures.page import BLUE, GREY, ORANGE, page, short
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-    from tl.evaluation import Report
-
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
-DPI = 200
-MARGIN = 0.06  # inches around a picture
 LABEL = -0.12  # place of the names beside the curves, in widths of the axes
-COMPRESSION = 3  # of PNG: higher levels take several times as long for a few per cent
-MOST_NUMBERED = 60  # classes up to which each cell of the matrix shows its count
 MOST_MARKED = 60  # epochs up to which each has a marker on its line
-MOST_NAMED = 100  # classes up to which the axes show names
-STYLE: dict[Any, Any] = {
-    "font.family": ["DejaVu Sans"],
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.labelsize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "text.parse_math": False,
-    "svg.fonttype": "none",
-    "pdf.fonttype": 42,
-}
+# The headline metric of each task beside the loss.
+QUANTITIES = {"loss": "loss", "acc": "accuracy", "map": "mAP", "mae": "mean absolute error"}
 
 Phase = tuple[str, int, int]  # name, first and last epoch on the common axis
 
 
-@contextmanager
-def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure that is written to `path` in one step, without a display, with a thin margin.
-
-    Axes have their places in inches of a page of so many; what stands around them (names, legends)
-    may reach beyond it, and the picture is cut where the ink ends. That is found out once and drawn
-    once: matplotlib's own layouts do both several times.
-    """
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with rc_context(STYLE), warnings.catch_warnings():
-        # A class name in a script that the font lacks is drawn as boxes; the tables have it right.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure = Figure(figsize=(width, height), dpi=DPI)
-        yield figure
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{os.getpid()}.{path.name}")
-        try:
-            kind = path.suffix.lstrip(".") or "png"
-            canvas: Any = FigureCanvasAgg(figure)
-            ink = figure.get_tightbbox(canvas.get_renderer())
-            png = {"pil_kwargs": {"compress_level": COMPRESSION}}
-            options: dict[str, Any] = png if kind == "png" else {}
-            figure.savefig(partial, format=kind, bbox_inches=ink.padded(MARGIN), **options)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-
-# --- confusion matrix ---------------------------------------------------------------------------
-
-
-def save_confusion(report: Report, path: Path) -> None:
-    """Draw the confusion matrix: counts as numbers, the share of the true class as colour.
-
-    Args:
-        report: What `tl.evaluation.evaluate` returned.
-        path: File to write; its suffix says the format (.png, .pdf, .svg).
-    """
-    from matplotlib.colors import PowerNorm
-
-    count = len(report.classes)
-    names = [_short(name) for name in report.classes]
-    cell = max(0.32, 0.1 * len(f"{report.confusion.max():,}"))
-    side = float(np.clip(cell * count, 2.4, 11))
-    with _figure(Path(path), width := side + 0.5, side) as figure:
-        axes = figure.add_axes((0, 0, side / width, 1))
-        beside = figure.add_axes(((side + 0.15) / width, 0.1, 0.046 * side / width, 0.8))
-        rows = report.confusion.sum(axis=1, keepdims=True)
-        shares = report.confusion / np.maximum(rows, 1)
-        # The root lets rare confusions show beside a strong diagonal.
-        image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
-        bar = figure.colorbar(image, cax=beside)
-        bar.set_label("share of the true class")
-        bar.outline.set_visible(False)
-        _confusion_axes(axes, names, side)
-        if count <= MOST_NUMBERED:
-            _confusion_numbers(axes, report.confusion, shares, side)
-        m = report.metrics
-        axes.set_title(
-            f"{report.split}: accuracy {100 * m['acc']:.1f} % "
-            f"(95 % CI {100 * m['acc_low']:.1f}–{100 * m['acc_high']:.1f} %), "
-            f"{int(m['images']):,} images",
-            pad=10,
-        )
-
-
-def _confusion_axes(axes: Axes, names: Sequence[str], side: float) -> None:
-    axes.set(xlabel="predicted class", ylabel="true class")
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    if len(names) > MOST_NAMED:
-        axes.set(xlabel="predicted class (index)", ylabel="true class (index)")
-        return
-    size = float(np.clip(side / len(names) * 30, 4.5, 9))
-    ticks = range(len(names))
-    steep = max(map(len, names)) * size * 0.6 / 72 > side / len(names)
-    axes.set_xticks(
-        ticks,
-        names,
-        rotation=90 if steep and len(names) > 12 else 45 if steep else 0,
-        ha="right" if steep and len(names) <= 12 else "center",
-        rotation_mode="anchor" if steep and len(names) <= 12 else "default",
-        fontsize=size,
-    )
-    axes.set_yticks(ticks, names, fontsize=size)
-    axes.tick_params(length=0)
-    # Not as a grid: each of its lines would be a tick, with two labels.
-    between, width = np.arange(1, len(names)) - 0.5, min(1.5, 12 / len(names))
-    for lines in (axes.hlines, axes.vlines):
-        lines(between, -0.5, len(names) - 0.5, colors="white", linewidths=width, in_layout=False)
-
-
-def _confusion_numbers(
-    axes: Axes, counts: np.ndarray[Any, Any], shares: np.ndarray[Any, Any], side: float
-) -> None:
-    digits = max(2, len(f"{counts.max():,}"))
-    cell_points = side / len(counts) * 72
-    size = float(np.clip(cell_points / digits * 1.1, 3.5, 11))
-    for i, j in zip(*np.nonzero(counts), strict=True):
-        colour = "white" if shares[i, j] > 0.4 else "black"
-        axes.text(
-            j, i, f"{counts[i, j]:,}", ha="center", va="center", fontsize=size, color=colour,
-            in_layout=False,  # it lies within its cell
-        )  # fmt: skip
-
-
-def _short(name: str, most: int = 28) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
-
-
-# --- learning curves ----------------------------------------------------------------------------
-
-
 def save_curves(history: pd.DataFrame, path: Path) -> None:
-    """Draw loss, accuracy and learning rates over the epochs of all phases.
+    """Draw loss, headline metric and learning rates over the epochs of all phases.
 
     The circle of each phase is its epoch with the lowest val/loss, the best of the phase.
 
     Args:
         history: Columns `phase` and `epoch` (counted on or anew in each phase), and what there is
-            of `train/loss`, `val/loss`, `train/acc`, `val/acc`, `lr/…` and `lr-…`; the values of
-            an epoch may be spread over several rows.
+            of `train/loss`, `val/loss`, `train/acc`, `val/acc`, `val/map`, `val/mae`, `lr/…` and
+            `lr-…`; the values of an epoch may be spread over several rows.
         path: File to write; its suffix says the format (.png, .pdf, .svg).
     """
     from matplotlib.ticker import MaxNLocator
 
     table, phases = _one_axis(history)
     rates = _learning_rates(table)
-    quantities = [q for q in ("loss", "acc") if {f"train/{q}", f"val/{q}"} & set(table.columns)]
+    quantities = [q for q in QUANTITIES if {f"train/{q}", f"val/{q}"} & set(table.columns)]
     heights = [3.0] * len(quantities) + ([2.2] if rates else [])
-    with _figure(Path(path), 5.0, 0.72 * sum(heights) + 0.2 * len(heights)) as figure:
+    with page(Path(path), 5.0, 0.72 * sum(heights) + 0.2 * len(heights)) as figure:
         place = {"left": 0, "right": 1, "bottom": 0, "top": 1, "hspace": 0.1}
         grid = figure.add_gridspec(len(heights), 1, height_ratios=heights, **place)
         axes = list(grid.subplots(sharex=True, squeeze=False)[:, 0])
@@ -213,8 +70,8 @@ def _draw_quantity(ax: Axes, table: pd.DataFrame, phases: Sequence[Phase], quant
             )  # fmt: skip
     kept = "best of its\nphase (val loss)" if quantity == "loss" else None
     _draw_best(ax, table, phases, f"val/{quantity}", label=kept)
-    ax.set_ylabel({"acc": "accuracy"}.get(quantity, quantity))
-    if quantity == "loss":
+    ax.set_ylabel(QUANTITIES[quantity])
+    if quantity in ("loss", "mae"):
         ax.set_ylim(0, 1.03 * ax.get_ylim()[1])
 
 
@@ -296,7 +153,7 @@ def _draw_rates(
     # The fastest group first, as the lines lie on the page.
     for i, (name, values) in enumerate(sorted(rates.items(), key=lambda r: -r[1].max())):
         _draw_line(
-            ax, table.assign(rate=values), phases, "rate", label=_short(name, 20),
+            ax, table.assign(rate=values), phases, "rate", label=short(name, 20),
             color=shades[i], linestyle=lines[i % 4], linewidth=1.4, markersize=3,
             marker=_marker(table, markers[i % 6]),
         )  # fmt: skip
@@ -327,7 +184,7 @@ def _mark_phases(ax: Axes, phases: Sequence[Phase], *, names: bool) -> None:
     angle = 0 if not crowded else 40 if closest > 0.25 else 90
     for (name, _, _), x in zip(phases, centres, strict=True):
         ax.annotate(
-            _short(name, 24), (x, 1.0), xycoords=("data", "axes fraction"),
+            short(name, 24), (x, 1.0), xycoords=("data", "axes fraction"),
             xytext=(0, 4), textcoords="offset points", rotation=angle, rotation_mode="anchor",
             ha="left" if angle else "center", va="center" if angle == 90 else "bottom",
             fontsize=8.5,

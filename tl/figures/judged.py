@@ -1,0 +1,119 @@
+"""Pictures of an evaluation: average precision of each label, predicted against true numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tl.config import Task
+from tl.figures.confusion import save_confusion
+from tl.figures.page import BLUE, GREY, ORANGE, page, short
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from tl.evaluation import Report
+
+MOST_BARS = 60  # classes that are shown
+MOST_POINTS = 3000  # images up to which each is a point
+
+
+def save_report(report: Report, folder: Path) -> Path:
+    """Draw what fits the task: confusion matrix, average precision, or predicted numbers.
+
+    Args:
+        report: What `tl.evaluation.evaluate` returned.
+        folder: Where the picture goes; its name says what it is, and the split.
+
+    Returns:
+        The picture.
+    """
+    name, save = {
+        Task.single: ("confusion", save_confusion),
+        Task.multi: ("average_precision", save_average_precision),
+        Task.regression: ("predicted", save_predicted),
+    }[report.task]
+    path = folder / f"{name}_{report.split}.png"
+    save(report, path)
+    return path
+
+
+def save_average_precision(report: Report, path: Path) -> None:
+    """Draw the average precision of each label as a bar, the worst at the bottom.
+
+    The mark on a bar is the share of images with the label: what guessing would give.
+
+    Args:
+        report: Of several labels an image.
+        path: File to write; its suffix says the format (.png, .pdf, .svg).
+    """
+    table = report.per_class.dropna(subset="ap").sort_values("ap", kind="stable")
+    shown, m = table.head(MOST_BARS), report.metrics
+    names = [f"{short(r['class'])} ({r['images']:,})" for _, r in shown.iterrows()]
+    with page(Path(path), 5.0, max(0.2 * len(shown), 0.6)) as figure:
+        axes = figure.add_axes((0, 0, 1, 1))
+        places = np.arange(len(shown))
+        axes.barh(places, shown["ap"], color=BLUE, height=0.7, label="average precision")
+        axes.plot(
+            shown["images"] / m["images"], places, "|", color=ORANGE, markersize=10,
+            markeredgewidth=2, linestyle="none", label="guessing",
+        )  # fmt: skip
+        axes.axvline(m["map"], color=GREY, linewidth=1, linestyle="--", label="mean (mAP)")
+        size = float(np.clip(9 - len(shown) / 30, 6, 9))
+        axes.set_yticks(places, names, fontsize=size)
+        axes.set(xlim=(0, 1), ylim=(-0.6, len(shown) - 0.4), xlabel="average precision")
+        _grid(axes, "x")
+        axes.tick_params(axis="y", length=0)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0))
+        rest = len(table) - len(shown)
+        axes.set_title(
+            f"{report.split}: mAP {m['map']:.3f} (95 % CI {m['map_low']:.3f}–{m['map_high']:.3f}), "
+            f"{int(m['images']):,} images" + (f"; the lowest {MOST_BARS} labels" if rest else ""),
+            pad=10,
+        )
+
+
+def save_predicted(report: Report, path: Path) -> None:
+    """Draw predicted against true numbers, with the line on which they are equal.
+
+    Args:
+        report: Of a regression.
+        path: File to write; its suffix says the format (.png, .pdf, .svg).
+    """
+    truth, predicted, m = report.truth, report.predicted, report.metrics
+    if truth is None or predicted is None:
+        raise ValueError("a report of a regression is wanted")
+    low, high = float(min(truth.min(), predicted.min())), float(max(truth.max(), predicted.max()))
+    room = 0.04 * (high - low) or 0.5
+    ends = (low - room, high + room)
+    with page(Path(path), 3.6, 3.6) as figure:
+        axes = figure.add_axes((0, 0, 1, 1))
+        if len(truth) <= MOST_POINTS:
+            alpha = float(np.clip(150 / len(truth), 0.15, 0.8))
+            axes.plot(
+                truth, predicted, "o", color=BLUE, markersize=4, markeredgewidth=0, alpha=alpha
+            )
+        else:
+            cells = axes.hexbin(
+                truth, predicted, gridsize=50, cmap="Blues", bins="log", mincnt=1,
+                extent=(*ends, *ends), linewidths=0,
+            )  # fmt: skip
+            bar = figure.colorbar(cells, cax=figure.add_axes((1.03, 0.1, 0.04, 0.8)))
+            bar.set_label("images")
+            bar.outline.set_visible(False)
+        axes.plot(ends, ends, color=ORANGE, linewidth=1.2, linestyle="--")
+        name = short(report.classes[0])
+        axes.set(xlim=ends, ylim=ends, xlabel=f"true {name}", ylabel=f"predicted {name}")
+        _grid(axes, "both")
+        r2 = f", R² {m['r2']:.3f}" if "r2" in m else ""
+        axes.set_title(
+            f"{report.split}: mean absolute error {m['mae']:.4g}\n"
+            f"(95 % CI {m['mae_low']:.4g}–{m['mae_high']:.4g}){r2}, {int(m['images']):,} images"
+        )
+
+
+def _grid(axes: Axes, which: str) -> None:
+    axes.grid(axis=which, color="#e4e4e4", linewidth=0.6)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
