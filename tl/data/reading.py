@@ -18,6 +18,7 @@ from tl.data.check import cache_path, check_images, identities, unlooked
 from tl.data.errors import DataError
 from tl.data.folder import count, nearest, some
 from tl.data.labels import Labels, understand
+from tl.data.looks import LOOK
 from tl.data.sources import list_images
 from tl.data.sources.listing import NO_SPLIT, SPLITS, Listing
 from tl.data.splits import assign_splits, without_test
@@ -152,7 +153,8 @@ class _Job:
     def _columns(self, facts: pa.Table) -> pa.Table:
         """Everything that the table has, but the splits."""
         listing, labels = self.listing, self.labels
-        table = facts.select(["path", "sha256", "width", "height", "bytes"])
+        looks = LOOK if self.config.check else []
+        table = facts.select(["path", "sha256", "width", "height", "bytes", *looks])
         more: dict[str, Any] = {"label": labels.first}
         if listing.groups is not None:
             more["group"] = listing.groups

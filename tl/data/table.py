@@ -61,7 +61,8 @@ class ImageTable:
             first or -1; regression: -1), split (train, val or test), sha256 of the contents (empty
             where nobody looked), width and height of the upright image in pixels, bytes. Ordered by
             split, label and path. Where the data have them: group, weight, target (a number),
-            labels (class indices), and columns of the store, whose names begin with `_`.
+            labels (class indices), and columns of the store, whose names begin with `_`. With
+            `data.check` those of `tl.data.looks.Look`, too.
         notes: Sentences that a person should see.
         quarantined: path, split and reason of the images that were left out.
         task: What is predicted.
