@@ -62,8 +62,8 @@ class CachedDataset(Dataset[dict[str, Any]]):
 
 def _known(targets: NDArray[Any], weights: NDArray[np.float32] | None) -> dict[str, Tensor]:
     """What batches say of images beside their values: `label`, and `weight` where there is one."""
-    found = {"label": torch.from_numpy(targets)}
-    return found if weights is None else {**found, "weight": torch.from_numpy(weights)}
+    found = {"label": torch.tensor(targets)}
+    return found if weights is None else {**found, "weight": torch.tensor(weights)}
 
 
 def _as_it_is(batch: Any) -> Any:

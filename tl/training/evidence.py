@@ -35,6 +35,7 @@ from tl.training.activations import Activations
 from tl.training.cached import Clean
 from tl.training.drift import batch_norm_drift
 from tl.training.probing import evaluating
+from tl.training.standins import NOTES, class_counts, classes_of
 
 VERSION = 2  # of what is remembered; raise it when figures change their meaning
 DRIFT_IMAGES = 128
@@ -77,7 +78,7 @@ def gather_evidence(
         amount=_amount(table),
         backbone=_backbone(built),
         native_side=_native_side(table),
-        warnings=_copies(table),
+        warnings=(*_copies(table), *([NOTES[table.task]] if table.task in NOTES else [])),
     )
     if not evidence.backbone.pretrained:
         reason = "the weights are random: there is no pretraining to be similar to"
@@ -88,7 +89,7 @@ def gather_evidence(
             return Evidence.from_dict(json.loads(file.read_text()))
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = table.split("train").drop_duplicates("sha256")
-    rows = rows.iloc[sample(rows["label"].to_numpy(np.int64), seed)]
+    rows = rows.iloc[sample(classes_of(table, rows), seed)]
     display.say(f"measuring {len(rows):,} training images with {built.name}")
     found, seconds = _Pass(built, images, cache, device).run(rows)
     measured = measure(
@@ -112,18 +113,15 @@ def gather_evidence(
 
 def _amount(table: ImageTable) -> Amount:
     """Sizes; exact copies within a split are counted once."""
-    counts = {}
-    for name in ("train", "val"):
-        labels = table.split(name).drop_duplicates("sha256")["label"]
-        counts[name] = np.bincount(labels, minlength=len(table.classes))
-    train, val = counts["train"], counts["val"]
+    rows = {name: table.split(name).drop_duplicates("sha256") for name in ("train", "val")}
+    train, val = (class_counts(table, own) for own in rows.values())
     return Amount(
-        images=int(train.sum()),
-        classes=len(table.classes),
+        images=len(rows["train"]),
+        classes=len(train),
         per_class=float(np.median(train)),
         least=int(train.min()),
         most=int(train.max()),
-        val_images=int(val.sum()),
+        val_images=len(rows["val"]),
         val_least=int(val.min()),
     )
 
@@ -162,7 +160,9 @@ def _copies(table: ImageTable) -> tuple[str, ...]:
 
 
 def _key(built: BuiltModel, images: ImageDataModule, seed: int) -> str:
-    rows = images.table.rows[["sha256", "label", "split", "width", "height"]]
+    table = images.table
+    known = {"label", "labels", "target"} & {*table.rows}
+    rows = table.rows[["sha256", *sorted(known), "split", "width", "height"]]
     facts = {
         "version": VERSION,
         "model": built.name,
@@ -215,7 +215,7 @@ class _Pass:
             seconds["flipped images"] = time.perf_counter() - began
         stages = {k: v for k, v in stages.items() if not _same(v, features)}
         found = StageFeatures(
-            labels=rows["label"].to_numpy(np.int64),
+            labels=classes_of(self.images.table, rows),
             stages=stages,
             features=features,
             flipped=flipped,

@@ -32,6 +32,7 @@ from tl.models.stage_head import join
 from tl.module import TrainingError
 from tl.training.cached import CachedDataModule
 from tl.training.probing import evaluating
+from tl.training.standins import classes_of
 
 FILE = "features.json"
 FOLDS = 4
@@ -72,7 +73,7 @@ def select_features(
     """
     found = Selection.read(folder)
     if found is None or len(found.mean) != len(model.features.mean):
-        labels = data.table.split("train")["label"].to_numpy(np.int64)
+        labels = classes_of(data.table, data.table.split("train"))
         chosen = _sample(labels, np.random.default_rng(data.seed))
         if cached is not None:
             reading = cached.reading
