@@ -44,7 +44,7 @@ def pipelines() -> dict[str, str]:
     """Name -> first line of the docstring of every pipeline in this folder."""
     found = {}
     for file in sorted(HERE.glob("*.py")):
-        if file.stem not in {"__init__", "commandline"}:
+        if file.stem not in {"__init__", "commandline", "folds"}:  # no commands of their own
             found[file.stem] = (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n")[0]
     return found
 

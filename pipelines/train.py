@@ -6,19 +6,17 @@ import time
 
 from tl.config import TrainConfig, to_yaml
 from tl.pipelines import loading, run
+from tl.pipelines.folds import over_folds
 from tl.runs import TrainResult, open_run
 
 
+@over_folds
 def train(config: TrainConfig) -> TrainResult:
     """Do the main job, as `tl.compose` configures it: read, decide, transfer, judge, export, log.
 
     Raises:
         RequestError: The request was wrong (`ConfigError`, `DataError`, `WeightsError`).
         TlError: The job failed; its folder says how far it came, and `resume` continues it.
-
-    Example:
-        >>> import tl
-        >>> tl.train(tl.compose("train", ["data.root=photos"])).metrics["val/acc"]  # doctest: +SKIP
     """
     folder, asked = open_run(config)  # before torch is loaded: wrong folders are refused at once
     with loading():
