@@ -101,7 +101,7 @@ def each_fold(folder: RunFolder, config: TrainConfig) -> Iterator[Fold]:
             output_dir=str(path),
         )
         done = _known(folder).get(number)
-        yield Fold(number, job, done and _result(RunFolder(path), done))
+        yield Fold(number, job, _result(RunFolder(path), done) if done else None)
 
 
 def note_fold(folder: RunFolder, fold: Fold, result: TrainResult) -> None:
