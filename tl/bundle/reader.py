@@ -183,11 +183,12 @@ class Bundle:
                     rows.append({**found, "error": None})
             if progress is not None:
                 progress(len(rows), len(names))
-        table = pd.DataFrame(rows, columns=[*self.outputs.columns, "error"])
-        for name in {"score", "value"} & set(table.columns):
-            table[name] = table[name].astype(float)
-        table.insert(0, "source", pd.Series(names, dtype=object))
-        return table
+        # As objects: pandas would turn None in a column of texts into NaN.
+        columns = {"source": pd.Series(names, dtype=object)}
+        for name in [*self.outputs.columns, "error"]:
+            kind = float if name in ("score", "value") else object
+            columns[name] = pd.Series([row[name] for row in rows], dtype=kind)
+        return pd.DataFrame(columns)
 
     def verify(self, tolerance: float | None = None) -> float:
         """Predict the golden images again.

@@ -55,18 +55,18 @@ def save_average_precision(report: Report, path: Path) -> None:
     with page(Path(path), 5.0, max(0.2 * len(shown), 0.6)) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
         places = np.arange(len(shown))
-        axes.barh(places, shown["ap"], color=BLUE, height=0.7, label="average precision")
-        axes.plot(
+        bars = axes.barh(places, shown["ap"], color=BLUE, height=0.7, label="average precision")
+        (marks,) = axes.plot(
             shown["images"] / m["images"], places, "|", color=ORANGE, markersize=10,
             markeredgewidth=2, linestyle="none", label="guessing",
         )  # fmt: skip
-        axes.axvline(m["map"], color=GREY, linewidth=1, linestyle="--", label="mean (mAP)")
+        mean = axes.axvline(m["map"], color=GREY, linewidth=1, linestyle="--", label="mean (mAP)")
         size = float(np.clip(9 - len(shown) / 30, 6, 9))
         axes.set_yticks(places, names, fontsize=size)
         axes.set(xlim=(0, 1), ylim=(-0.6, len(shown) - 0.4), xlabel="average precision")
         _grid(axes, "x")
         axes.tick_params(axis="y", length=0)
-        axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0))
+        axes.legend(handles=[bars, marks, mean], loc="upper left", bbox_to_anchor=(1.02, 1.0))
         rest = len(table) - len(shown)
         axes.set_title(
             f"{report.split}: mAP {m['map']:.3f} (95 % CI {m['map_low']:.3f}–{m['map_high']:.3f}), "
@@ -82,6 +82,8 @@ def save_predicted(report: Report, path: Path) -> None:
         report: Of a regression.
         path: File to write; its suffix says the format (.png, .pdf, .svg).
     """
+    from matplotlib.colors import LogNorm
+
     truth, predicted, m = report.truth, report.predicted, report.metrics
     if truth is None or predicted is None:
         raise ValueError("a report of a regression is wanted")
@@ -97,12 +99,14 @@ def save_predicted(report: Report, path: Path) -> None:
             )
         else:
             cells = axes.hexbin(
-                truth, predicted, gridsize=50, cmap="Blues", bins="log", mincnt=1,
-                extent=(*ends, *ends), linewidths=0,
+                truth, predicted, gridsize=50, cmap="Blues", mincnt=1, extent=(*ends, *ends),
+                norm=LogNorm(vmin=0.3), linewidths=0,  # a cell with one image is seen, too
             )  # fmt: skip
             bar = figure.colorbar(cells, cax=figure.add_axes((1.03, 0.1, 0.04, 0.8)))
             bar.set_label("images")
             bar.outline.set_visible(False)
+            bar.ax.set_ylim(bottom=1)
+            bar.ax.yaxis.set_major_formatter(lambda count, _: f"{count:,.0f}")
         axes.plot(ends, ends, color=ORANGE, linewidth=1.2, linestyle="--")
         name = short(report.classes[0])
         axes.set(xlim=ends, ylim=ends, xlabel=f"true {name}", ylabel=f"predicted {name}")
