@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tl.config import EvaluateConfig
 from tl.pipelines import loading, run
@@ -31,7 +31,7 @@ def evaluate(config: EvaluateConfig) -> Report:
         from tl import evaluation as judging
         from tl.bundle import Bundle
         from tl.config import Task
-        from tl.runs import RunFolder
+        from tl.runs import RunFolder, note_test
 
     bundle = Bundle.load(config.bundle)
     with display.bar("checking images") as progress:
@@ -49,7 +49,7 @@ def evaluate(config: EvaluateConfig) -> Report:
     with display.bar("predicting") as progress:
         images = table.images(rows)
         outputs = bundle.answers(images, config.data.batch_size, progress=progress)
-    meant = {"task": table.task, "thresholds": bundle.outputs.thresholds or None}
+    meant: dict[str, Any] = {"task": table.task, "thresholds": bundle.outputs.thresholds or None}
     targets, classes = table.targets(rows), bundle.classes
     scale = bundle.outputs.std
     report = judging.evaluate(outputs, targets, classes, split, scale=scale, **meant)
@@ -58,7 +58,10 @@ def evaluate(config: EvaluateConfig) -> Report:
     name = f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}_evaluate_{table.root.name}"
     folder = RunFolder(Path(config.output_dir or name).absolute())
     folder.write_report(report, said)
-    display.summary([report], {"results": str(folder.path), "bundle": str(bundle.path)})
+    places = {"results": str(folder.path), "bundle": str(bundle.path)}
+    if split == "test":
+        places |= note_test(table, config.cache.path(), bundle.path)
+    display.summary([report], places)
     return report
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tl.bundle import IMAGE_SUFFIXES
 from tl.config import RequestError
@@ -99,7 +99,7 @@ def write_predictions(table: pd.DataFrame, path: Path) -> None:
 
 def _flat(table: pd.DataFrame) -> pd.DataFrame:
     """The table with texts in place of lists."""
-    texts = {}
+    texts: dict[str, Any] = {}
     if "top" in table:
         texts["top"] = ["|".join(f"{c}:{p:.6f}" for c, p in top) for top in table["top"]]
     if "labels" in table:

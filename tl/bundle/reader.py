@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
 T = TypeVar("T")
+
+
+class Images(Protocol):
+    """Images that are read when their turn comes, such as those of a table."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """Name of an image, for errors and tables."""
+
+    def source(self, index: int) -> Any:
+        """A path, or the contents of a file."""
 
 
 class BundleError(Exception):
@@ -91,7 +103,7 @@ class Bundle:
 
     def probabilities(
         self,
-        sources: Sequence[Any],
+        sources: Sequence[Any] | Images,
         batch_size: int = 32,
         progress: Callable[[int, int], None] | None = None,
     ) -> NDArray[np.float32]:
@@ -113,7 +125,7 @@ class Bundle:
 
     def values(
         self,
-        sources: Sequence[Any],
+        sources: Sequence[Any] | Images,
         batch_size: int = 32,
         progress: Callable[[int, int], None] | None = None,
     ) -> NDArray[np.float64]:
@@ -129,7 +141,7 @@ class Bundle:
 
     def answers(
         self,
-        sources: Sequence[Any],
+        sources: Sequence[Any] | Images,
         batch_size: int = 32,
         progress: Callable[[int, int], None] | None = None,
     ) -> NDArray[Any]:
@@ -144,7 +156,7 @@ class Bundle:
 
     def predict(
         self,
-        sources: Sequence[Any],
+        sources: Sequence[Any] | Images,
         *,
         batch_size: int = 32,
         top_k: int = 3,
@@ -224,10 +236,10 @@ class Bundle:
                 "files do not belong together, or this machine computes differently; export it "
                 "again"
             )
-        return differences[worst]
+        return float(differences[worst])
 
     def _run(
-        self, sources: Sequence[Any], batch_size: int, *, skip_bad: bool
+        self, sources: Sequence[Any] | Images, batch_size: int, *, skip_bad: bool
     ) -> Iterator[tuple[NDArray[Any], list[ImageError | None]]]:
         """Answers (NaN where an image is bad) and errors, batch by batch."""
         sources = listed(sources)

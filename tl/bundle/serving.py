@@ -51,11 +51,11 @@ class Pyfunc:
         classes, outputs = self._bundle.classes, self._bundle.outputs
         rows = [outputs.row(answer, classes, 0) for answer in answers]
         columns = [name for name in outputs.columns if name != "top"]
-        table = pd.DataFrame(rows, columns=columns)
         if outputs.task != "regression":
-            shares = answers.astype(float).tolist()
-            table["probabilities"] = [dict(zip(classes, row, strict=True)) for row in shares]
-        return table
+            columns.append("probabilities")
+            for row, answer in zip(rows, answers.astype(float).tolist(), strict=True):
+                row["probabilities"] = dict(zip(classes, answer, strict=True))
+        return pd.DataFrame(rows, columns=columns)
 
 
 def _cells(model_input: Any) -> Sequence[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 from rich.text import Text
@@ -50,8 +50,8 @@ def predictions(table: pd.DataFrame) -> None:
         names = ("lowest", "25 %", "median", "75 %", "highest")
         results_table("values", [dict(zip(names, quantiles, strict=True))])
     else:
-        names = table["label"] if "label" in table else table["labels"].explode()
-        counts = names.value_counts().head(MOST_CLASSES)
+        said = table["label"] if "label" in table else table["labels"].explode()
+        counts = said.value_counts().head(MOST_CLASSES)
         title = "images by class" if "label" in table else "images by label"
         results_table(title, [{title[10:]: k, "images": int(v)} for k, v in counts.items()])
     bad = int(table["error"].notna().sum())
@@ -59,7 +59,7 @@ def predictions(table: pd.DataFrame) -> None:
         say(f"{bad:,} images could not be read: see column error")
 
 
-def _said(table: pd.DataFrame) -> dict[str, list[object]]:
+def _said(table: pd.DataFrame) -> dict[str, list[Any]]:
     """Columns of what the model said, with the error where an image could not be used."""
     errors = [error if isinstance(error, str) else None for error in table["error"]]
     if "value" in table:

@@ -138,9 +138,10 @@ def _map_interval(p: NDArray[np.float64], y: NDArray[np.bool_]) -> tuple[float, 
     def mean(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         figures = np.stack([average_precision(p[:, k], y[:, k], weights) for k in there], axis=1)
         defined = np.isfinite(figures)
+        means: NDArray[np.float64] = np.where(defined, figures, 0).sum(axis=1, keepdims=True)
         with np.errstate(invalid="ignore"):
-            means = np.where(defined, figures, 0).sum(axis=1) / defined.sum(axis=1)
-        return means[:, None]
+            means /= defined.sum(axis=1, keepdims=True)
+        return means
 
     low, high = interval(mean, len(y), width=len(there))
     return float(low[0]), float(high[0])

@@ -25,7 +25,7 @@ def judge_regression(
     figures = _figures(error, t)
     low, high = interval(figures, len(t))
     once = figures(np.ones((1, len(t))))[0]
-    metrics = {}
+    metrics: dict[str, float] = {}
     for name, value, lower, upper in zip(FIGURES, once, low, high, strict=True):
         if np.isfinite((value, lower, upper)).all():
             metrics |= {name: value, f"{name}_low": lower, f"{name}_high": upper}

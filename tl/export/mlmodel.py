@@ -9,7 +9,7 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tl import bundle
 from tl.bundle import Outputs, Preprocessing, open_image
@@ -48,7 +48,7 @@ def _signature(outputs: Outputs) -> ModelSignature:
     from mlflow.types.schema import Array, Map
 
     shares = ColSpec(Map(DataType.double), "probabilities")
-    columns = {
+    columns: dict[str, list[Any]] = {
         "single": [ColSpec(DataType.string, "label"), ColSpec(DataType.double, "score"), shares],
         "multi": [
             ColSpec(Array(DataType.string), "labels"),
