@@ -64,7 +64,8 @@ def train(config: TrainConfig) -> TrainResult:
         tracked.log_results(metrics, fit.steps, folder.path)
         bundle = export.export_run(folder, config.export).folder if config.export.enabled else None
         tracked.log_bundle(bundle)
-    display.summary(reports, runs.where(folder, bundle, tracked.run_id, tracked.uri))
+    places = runs.where(folder, bundle, tracked.run_id, tracked.uri)
+    display.summary(reports, places | runs.note_test(table, asked.cache.path(), folder.path))
     return TrainResult(folder.path, metrics, bundle, tracked.run_id, fit.trainable_parameters)
 
 

@@ -44,6 +44,7 @@ from tl.runs.folds import (
     where_folds,
 )
 from tl.runs.looking import look
+from tl.runs.touched import note_test
 
 if TYPE_CHECKING:  # so that `tl train --help` loads neither torch nor pandas
     from tl.data import ImageTable
@@ -72,6 +73,7 @@ __all__ = [
     "labels",
     "look",
     "note_fold",
+    "note_test",
     "open_run",
     "read_config",
     "records",
