@@ -62,7 +62,7 @@ def understand(listing: Listing, task: Task | None, given: Sequence[str] | None)
     found = _task_of(raw)
     asked = task or found
     if asked is Task.regression:
-        return _numbers(listing, raw)
+        return _numbers(listing, raw, given)
     labels = Labels(asked, tuple(given or ()), np.full(len(raw), -1, np.int32))
     if found is not task:
         labels.notes += _why(asked, listing) if task is None else []
@@ -97,10 +97,11 @@ def _why(task: Task, listing: Listing) -> list[str]:
     return []
 
 
-def _numbers(listing: Listing, raw: pa.Array) -> Labels:
+def _numbers(listing: Listing, raw: pa.Array, given: Sequence[str] | None) -> Labels:
     """One number an image."""
     name = listing.label_name
-    labels = Labels(Task.regression, (name.split()[-1],), np.full(len(raw), -1, np.int32))
+    classes = tuple(given or (name.removeprefix("column "),))
+    labels = Labels(Task.regression, classes, np.full(len(raw), -1, np.int32))
     if not (pa.types.is_integer(raw.type) or pa.types.is_floating(raw.type)):
         try:
             raw = raw.cast(pa.float64())

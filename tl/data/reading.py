@@ -275,7 +275,9 @@ class _Job:
             taken: Whether val was taken already; before, only a val that is given is looked at.
         """
         problems = [] if len(splits) else [f"{self._shown} has no readable image"]
-        takes_val = not self._has("val") and bool((splits == 0).any())
+        takes_val = bool((splits == 0).any()) and (
+            not self._has("val") or self.config.folds is not None
+        )
         for split in self.required if len(splits) else []:
             if split == "val" and takes_val and not taken:
                 continue
