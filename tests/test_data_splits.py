@@ -9,7 +9,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from tl.config import Task
+from tl.config import DataConfig, Task
+from tl.data import read_table
 from tl.data.splits import assign_splits
 from tl.data.units import content_share
 
@@ -384,3 +385,60 @@ def test_numbers_are_split_by_content_too():
     assert val.mean() == pytest.approx(0.2, abs=0.036)
     assert targets[val].mean() == pytest.approx(0, abs=0.12)  # four standard errors
     assert np.bincount(folds_of(frame(digests, [-1] * 2000), 5, Task.regression)).min() > 300
+
+
+# --- through the table --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def manifest(image_folder, tmp_path):
+    """24 images of two classes in twelve groups, each of both classes."""
+    image_folder(tmp_path, splits={"": 12}, classes=("blue", "red"))
+    rows = [(f"{c}/{n:02d}.png", c, f"patient {n}") for c in ("blue", "red") for n in range(12)]
+    pd.DataFrame(rows, columns=["path", "label", "group"]).to_csv(tmp_path / "t.csv", index=False)
+    return tmp_path / "t.csv"
+
+
+def read(root, *, seed=0, required=("train", "val"), classes=None, **data):
+    return read_table(
+        DataConfig(root=str(root), **data),
+        seed=seed,
+        cache_dir=None,
+        required_splits=required,
+        classes=classes,
+    )
+
+
+def test_groups_of_a_manifest_are_whole(manifest):
+    table = read(manifest, test_fraction=0.3, val_fraction=0.3)
+    assert (table.rows.groupby("group", observed=True)["split"].nunique() == 1).all()
+    assert set(table.counts()) == {"train", "val", "test"}
+    assert any("chosen by group" in note for note in table.notes)
+
+
+def test_folds_of_a_manifest(manifest):
+    seen = []
+    for fold in range(4):
+        table = read(manifest, folds=4, fold=fold)
+        assert (table.rows.groupby("group", observed=True)["split"].nunique() == 1).all()
+        seen += table.split("val")["path"].tolist()
+    assert len(seen) == len(set(seen)) == 24
+
+
+def test_the_test_of_training_is_that_of_evaluation(manifest):
+    trained = read(manifest, seed=5, test_fraction=0.3)
+    judged = read(manifest, test_fraction=0.3, required=(), classes=trained.classes)
+    test = set(trained.split("test")["path"])
+    assert test == set(judged.split("test")["path"])
+    assert 2 <= len(test) <= 14
+    assert "val" not in judged.counts()
+
+
+def test_no_fold_has_a_test(image_folder):
+    root = image_folder(splits={"train": 6, "test": 3})
+    table = read(root, folds=3)
+    assert set(table.counts()) == {"train", "val"}
+    assert "data.folds: 9 images of test stay out of it: no fold looks at them" in table.notes
+    taken = read(image_folder(root / "flat", splits={"": 12}), folds=3, test_fraction=0.2)
+    assert set(taken.counts()) == {"train", "val"}
+    assert len(taken.rows) < 36
