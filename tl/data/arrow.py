@@ -34,12 +34,14 @@ class ArrowStore:
     Args:
         files: Arrow streams or files, as `datasets` and `unpack` write them.
         column: Bytes, or structs of `bytes` and `path`.
-        root: Folder to which paths without bytes are relative; None: such images are missing.
+        root: Folder to which paths without bytes are relative, and which they must not leave.
+        anywhere: Whether they may leave it: who made the table put the files there.
     """
 
     files: tuple[Path, ...]
     column: str
-    root: Path | None = None
+    root: Path
+    anywhere: bool = False
     columns: tuple[str, ...] = ("_part", "_row")
     _open: dict[int, pa.ChunkedArray] = field(default_factory=dict, repr=False, compare=False)
     _lock: Any = field(default_factory=threading.Lock, repr=False, compare=False)
@@ -64,9 +66,15 @@ class ArrowStore:
             value, path = value.get("bytes"), value.get("path")
         if value is not None:
             return bytes(value)
-        if path and self.root is not None:
-            return self.root / path
-        raise OSError(f"no bytes, only the path {path}" if path else "no image")
+        if not path:
+            raise OSError("no image")
+        file = self.root / path
+        if self.anywhere or Path(os.path.realpath(file)).is_relative_to(self.root):
+            return file
+        raise OSError(
+            f"no bytes, only a path out of the data folder ({path}); datasets.save_to_disk keeps "
+            "the images themselves"
+        )
 
     def stamps(
         self, names: pa.Array, places: Sequence[NDArray[np.int64]]
@@ -81,13 +89,12 @@ class ArrowStore:
             lengths = self._lengths(self._part(part))
             sizes[inside] = lengths[rows[inside]]
             stamps[inside] = file.stat().st_mtime_ns
-        if self.root is not None:
-            for index in np.flatnonzero(sizes == MISSING).tolist():
-                with contextlib.suppress(OSError, ValueError):
-                    source = self.source("", (int(parts[index]), int(rows[index])))
-                    if isinstance(source, Path):
-                        status = source.stat()
-                        sizes[index], stamps[index] = status.st_size, status.st_mtime_ns
+        for index in np.flatnonzero(sizes == MISSING).tolist():
+            with contextlib.suppress(OSError, ValueError):
+                source = self.source("", (int(parts[index]), int(rows[index])))
+                if isinstance(source, Path):
+                    status = source.stat()
+                    sizes[index], stamps[index] = status.st_size, status.st_mtime_ns
         return sizes, stamps
 
     @staticmethod

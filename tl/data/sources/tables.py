@@ -97,9 +97,10 @@ def list_tables(
     sizes = [len(part) for part in parts]
     labels = _labels_of_files(flat, root)
     part, row = np.repeat(np.arange(len(parts)), sizes), np.concatenate([*map(np.arange, sizes)])
-    store = _store([file for _, file in flat], columns.bytes, packed, cache_dir)
-    if elsewhere:
-        store.root = root
+    paths, column = tuple(file for _, file in flat), columns.bytes
+    if any(packed):
+        paths, column = tuple(unpack(paths, column, cache_dir)), UNPACKED
+    store = ArrowStore(paths, column, root, anywhere=elsewhere)
     listing = assemble(
         config, table, columns, origin=origin, root=root, first=0, store=store,
         names=_names(labels, sizes),
@@ -164,14 +165,6 @@ def _names(labels: Sequence[str], sizes: Sequence[int]) -> pa.Array:
         start, sign = pa.scalar(label, TEXT), pa.scalar("#", TEXT)
         chunks.append(pa.compute.binary_join_element_wise(start, numbers, sign))
     return pa.chunked_array(chunks, TEXT).combine_chunks()
-
-
-def _store(
-    files: Sequence[Path], column: str, packed: Sequence[bool], cache_dir: Path | None
-) -> ArrowStore:
-    if not any(packed):
-        return ArrowStore(tuple(files), column)
-    return ArrowStore(tuple(unpack(files, column, cache_dir)), UNPACKED)
 
 
 def _splits_of_files(listing: Listing, names: Sequence[str], sizes: Sequence[int]) -> None:
