@@ -71,7 +71,7 @@ def train(config: TrainConfig) -> TrainResult:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry of `tl train` and of `python pipelines/train.py`."""
-    run("train", lambda config: train(config).metrics["val/acc"], argv)
+    run("train", lambda config: train(config).headline, argv)
 
 
 if __name__ == "__main__":

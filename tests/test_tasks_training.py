@@ -121,7 +121,7 @@ def test_stages_train_on_cached_values_and_their_mixture_is_judged_by_the_task(t
         "finetune.ema=true",
     ]
     plain, *_ = train(table, tmp_path / "a", *more, mode="off")
-    held, images, facts = train(table, tmp_path / "b", *more, "cache.views=0", mode="on")
+    held, _, facts = train(table, tmp_path / "b", *more, "cache.views=0", mode="on")
     assert [p.cached for p in held.phases] == [True, True]
     columns = ["val/loss", f"val/{HEADLINE[task]}"]
     pd.testing.assert_frame_equal(

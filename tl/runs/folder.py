@@ -225,6 +225,12 @@ class TrainResult:
     run_id: str | None
     trainable_parameters: int
 
+    @property
+    def headline(self) -> float:
+        """Of val: `val/acc`, `val/map` or `val/mae`."""
+        keys = (f"val/{name}" for name in HEADLINES)
+        return next(self.metrics[key] for key in keys if key in self.metrics)
+
     def row(self, split: str) -> dict[str, Any]:
         """Row of a table that compares runs: headline of a split with its interval, cost."""
         key = next(name for name in HEADLINES if f"{split}/{name}" in self.metrics)
