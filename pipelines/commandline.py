@@ -55,7 +55,8 @@ def help_text(name: str, summary: str) -> str:
     schema = PIPELINES[name]
     root = files("tl.conf").joinpath(f"{name}.yaml").read_text()
     lines = [f"{summary}", "", root.split("\n")[0].lstrip("# "), ""]
-    offered = {"train": {*groups()}, "advise": {"model", "augment", "cache"}}.get(name, set())
+    some = {"advise": {"model", "augment", "cache"}, "audit": {"model", "cache"}}
+    offered = {"train": {*groups()}, **some}.get(name, set())
     presets = {group: options for group, options in groups().items() if group in offered}
     if presets:
         lines.append("Presets (group=option):")

@@ -18,6 +18,7 @@ NEEDED = {
     "demo": [],
     "cache": [],
     "advise": ["data.root=x"],
+    "audit": ["data.root=x"],
 }
 OPTIONS = [
     (file.parent.name, file.stem) for file in sorted(CONF.rglob("*.yaml")) if file.parent != CONF

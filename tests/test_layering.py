@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "files": set(),
     "module": {"config", "finetuning", "graph", "heads", "losses", "models", "scores"},
     "evaluation": {"config"},
+    "audit": {"bundle", "config", "cores", "data", "files"},
     "figures": {"config", "evaluation"},
     "display": {"config", "evaluation", "figures"},
     "training": {
@@ -53,7 +54,7 @@ MAY_IMPORT = {
     "tracking": {"config"},
     "runs": {
         *("config", "data", "models", "finetuning", "training", "evaluation", "figures", "files"),
-        *("decision", "advice"),
+        *("audit", "decision", "advice"),
     },
 }
 

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from tl.audit.findings import Finding, Severity
-from tl.audit.report import AuditReport, Features, audit, fixed
+from tl.audit.report import AuditError, AuditReport, Features, audit, fixed
+from tl.audit.writing import files, sections, write
 
-
-__all__ = ["AuditReport", "Features", "Finding", "Severity", "audit", "fixed"]
+__all__ = [
+    "AuditError",
+    "AuditReport",
+    "Features",
+    "Finding",
+    "Severity",
+    "audit",
+    "files",
+    "fixed",
+    "sections",
+    "write",
+]

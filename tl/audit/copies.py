@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tl.audit.files import BLANK
-from tl.audit.findings import Finding, Rows, Severity, are, images, stand
+from tl.audit.findings import Finding, Rows, Severity, images, stand
 from tl.audit.near import TURNS, Pairs, groups_of, near_pairs
 from tl.data.looks import hash_bits
 
@@ -95,8 +95,8 @@ def copies(rows: pd.DataFrame, labels: Rows) -> Iterator[Finding]:
         yield Finding(
             "copies",
             Severity.warning,
-            f"{are(len(found) - int(plain.sum()))} copies of others in the same split and class, and "
-            "counted once more",
+            f"{_copies(len(found) - int(plain.sum()))} of others in the same split and class: "
+            "what they show counts more than once",
             "delete all but one, unless the weight is meant",
             rows=found, sets=sets,
         )  # fmt: skip
@@ -167,6 +167,10 @@ def _across(
         f"leave them in one split; audit=fix takes {taken:,} of them out of the earlier one",
         rows=found, sets=sets, notes=notes or (), fix=found[code < last[sets]],
     )  # fmt: skip
+
+
+def _copies(number: int) -> str:
+    return f"{images(number)} {'is a copy' if number == 1 else 'are copies'}"
 
 
 def _sets(numbers: Rows) -> str:

@@ -94,11 +94,6 @@ def images(number: int) -> str:
     return f"{number:,} image{'' if number == 1 else 's'}"
 
 
-def are(number: int) -> str:
-    """`1 image is`, `2 images are`."""
-    return f"{images(number)} {'is' if number == 1 else 'are'}"
-
-
 def stand(number: int) -> str:
     """`1 image stands`, `2 images stand`."""
     return f"{images(number)} stand{'s' if number == 1 else ''}"

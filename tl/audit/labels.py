@@ -55,8 +55,8 @@ def label_errors(
     yield Finding(
         "label_errors",
         Severity.warning,
-        f"{images(len(suspects))} of {len(own):,} look like another class than their label says, "
-        f"to a classifier on features of {model} that had not seen them",
+        f"{images(len(suspects))} of {len(own):,}: a classifier on features of {model}, which had "
+        "not seen them, says another class than the label",
         "look at them, the first ones first, and correct the labels",
         rows=where,
         notes=notes,

@@ -17,11 +17,15 @@ from tl.audit.findings import Finding, Rows, Severity, by_severity, images
 from tl.audit.labels import label_errors
 from tl.audit.near import EXACT
 from tl.audit.shortcuts import file_facts
-from tl.config import Task
+from tl.config import RequestError, Task
 from tl.data.errors import DataError
 from tl.data.table import ImageTable
 
 VERSION = 1  # of audit.json
+
+
+class AuditError(RequestError):
+    """`audit=fail`, and there are errors; or the result cannot be written."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +93,21 @@ class AuditReport:
         """Text of `audit.json`."""
         return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
 
-    def error_text(self) -> str:
-        """What `audit=fail` says."""
+    def refuse(self, advice: str = "audit=warn goes on all the same") -> None:
+        """Stop at errors.
+
+        Args:
+            advice: What to do, for the message.
+
+        Raises:
+            AuditError: There are some; says which.
+        """
         found = [f for f in self.findings if f.severity is Severity.error]
-        lines = [f"  {f.kind}: {f.text}; {f.remedy}" for f in found]
-        return "\n".join([f"the audit of {self.table.root} found {len(found)} errors:", *lines])
+        if found:
+            number = f"{len(found)} error{'s' * (len(found) > 1)}"
+            lines = [f"  {f.kind}: {f.text}; {f.remedy}" for f in found]
+            head = f"the audit of {self.table.root} found {number}:"
+            raise AuditError("\n".join([head, *lines, f"  {advice}"]))
 
 
 def audit(table: ImageTable, features: Features | None = None) -> AuditReport:

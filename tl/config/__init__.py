@@ -8,6 +8,7 @@ room imports torch: `--help` and config errors are instant.
 from __future__ import annotations
 
 from tl.config.data import (
+    AuditMode,
     BadImages,
     ColumnsConfig,
     DataConfig,
@@ -22,6 +23,7 @@ from tl.config.pipelines import (
     SIMILARITIES,
     TRUSTED_TARGETS,
     AdviseConfig,
+    AuditConfig,
     CacheToolConfig,
     DemoConfig,
     EvaluateConfig,
@@ -76,6 +78,8 @@ __all__ = [
     "TRUSTED_TARGETS",
     "ActivationsConfig",
     "AdviseConfig",
+    "AuditConfig",
+    "AuditMode",
     "AugmentConfig",
     "AutoAugment",
     "BadImages",

@@ -21,6 +21,15 @@ class BadImages(Enum):
     skip = "skip"
 
 
+class AuditMode(Enum):
+    """What to do with what the audit of the images finds."""
+
+    warn = "warn"
+    fail = "fail"
+    fix = "fix"
+    off = "off"
+
+
 class DataFormat(Enum):
     """What lies at `data.root`; auto looks."""
 

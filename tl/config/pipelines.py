@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from tl.config.data import BadImages, DataConfig
+from tl.config.data import AuditMode, BadImages, DataConfig
 from tl.config.schemas import (
     AUTO,
     ActivationsConfig,
@@ -63,6 +63,15 @@ class TrainConfig(Request):
         common=True,
     )
     seed: int = setting(0, "seed of everything that is random", low=0, high=2**32 - 1, common=True)
+    checkpoint_minutes: float = setting(
+        5.0, "the state of training is also written within epochs that last longer; 0: never", low=0
+    )
+    audit: AuditMode = setting(
+        AuditMode.warn,
+        "what is wrong with images, labels and splits: warn: say it; fail: stop at errors; fix: "
+        "leave out unreadable, doubly labelled and leaked images, in a list; off: do not look",
+        common=True,
+    )
     output_dir: str | None = setting(
         None, "folder of the run; default: runs/<date>_<data>_<model>_<method>", common=True
     )
@@ -147,6 +156,37 @@ class AdviseConfig(Request):
 
 
 @dataclass
+class FeaturesConfig(ModelConfig):
+    """The network whose features show label errors."""
+
+    name: str = setting(
+        "none",
+        "any timm model: its features show which labels are likely wrong; none: not looked for",
+        common=True,
+    )
+
+
+@dataclass
+class AuditConfig(Request):
+    """Config of `tl audit`."""
+
+    data: DataConfig = setting(factory=DataConfig, help="images")
+    audit: AuditMode = setting(
+        AuditMode.warn,
+        "warn: write what is found; fail: exit with code 2 at errors, too; fix: list what tl train "
+        "audit=fix leaves out in quarantined.csv",
+        common=True,
+    )
+    model: FeaturesConfig = setting(factory=FeaturesConfig, help="network for label errors")
+    cache: ActivationsConfig = setting(factory=ActivationsConfig, help="activation cache")
+    tracking: TrackingConfig = setting(factory=TrackingConfig, help="MLflow")
+    seed: int = setting(0, "seed of everything that is random", low=0, high=2**32 - 1)
+    output_dir: str | None = setting(
+        None, "folder of the audit; default: runs/<date>_audit_<data>", common=True
+    )
+
+
+@dataclass
 class PredictConfig(Request):
     """Config of `tl predict`."""
 
@@ -225,6 +265,7 @@ class CacheToolConfig(Request):
 PIPELINES: dict[str, type[Checked]] = {
     "train": TrainConfig,
     "advise": AdviseConfig,
+    "audit": AuditConfig,
     "predict": PredictConfig,
     "evaluate": EvaluateConfig,
     "export": ExportRunConfig,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING, OmegaConf
 
 from tl.config import ConfigError, Interrupted, TrainConfig, is_remote
+from tl.runs.auditing import audit_features, audit_lines, audited, table_to_audit
 from tl.runs.contents import (
     golden_images,
     job_facts,
@@ -58,6 +59,9 @@ __all__ = [
     "RunError",
     "RunFolder",
     "TrainResult",
+    "audit_features",
+    "audit_lines",
+    "audited",
     "brief",
     "confirm",
     "create",
@@ -81,6 +85,7 @@ __all__ = [
     "resumable",
     "run_name",
     "sum_up",
+    "table_to_audit",
     "where",
     "where_folds",
     "write_results",

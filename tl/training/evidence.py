@@ -108,6 +108,25 @@ def gather_evidence(
     return evidence
 
 
+def features_of(
+    built: BuiltModel, images: ImageDataModule, cache: ActivationsConfig, rows: pd.DataFrame
+) -> Rows:
+    """What the head reads of some rows of the table, (N, D), through the activation cache.
+
+    Args:
+        built: Model; left as it is.
+        images: Give preprocessing and files.
+        cache: `cache.*`.
+        rows: Of the table, each content once.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    once = _Pass(built, images, cache, device)
+    activations = Activations(cache, built, images)
+    with _left_as_it_is(built.model), contextlib.closing(activations):
+        freeze(built.model, built.stages, phase := once.phase())
+        return once.features(activations, phase, rows)[0]
+
+
 # --- facts that need no pass ----------------------------------------------------------------------
 
 
@@ -202,9 +221,9 @@ class _Pass:
         seconds: dict[str, float] = {}
         activations = Activations(self.cache, self.built, self.images)
         with _left_as_it_is(self.built.model), contextlib.closing(activations):
-            freeze(self.built.model, self.built.stages, phase := self._phase())
+            freeze(self.built.model, self.built.stages, phase := self.phase())
             began = time.perf_counter()
-            features, stages, forward = self._features(activations, phase, rows)
+            features, stages, forward = self.features(activations, phase, rows)
             seconds["pass"] = time.perf_counter() - began
             began = time.perf_counter()
             batches = self._batches(rows[:DRIFT_IMAGES])
@@ -224,16 +243,17 @@ class _Pass:
         )
         return found, {part: round(value, 3) for part, value in seconds.items()}
 
-    def _phase(self) -> Phase:
+    def phase(self) -> Phase:
         """That of a linear probe: what is cached for it is found again by every first phase."""
         config = FinetuneConfig(phases={"head": PhaseConfig(train_stages=0)})
         sizes = {"train_images": len(self.images.table.split("train"))}
         plan = build_plan(config, self.built, **sizes, batch_size=self.images.batch_size)
         return plan.phases[0]
 
-    def _features(
+    def features(
         self, activations: Activations, phase: Phase, rows: pd.DataFrame
     ) -> tuple[Rows, dict[str, Rows], Forward]:
+        """Features of rows, those of each stage, and how to compute more."""
         if self.cache.mode is not CacheMode.off:
             try:
                 clean = activations.clean(phase, self.device, rows, more=2 * FLIPPED)
