@@ -14,6 +14,7 @@ MAX_PIXELS = 178_956_970
 # Pillow opens these, but draws them with another program or holds no pixels of them.
 NO_PICTURES = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "PDF"}
 WHITE = (255, 255, 255)
+EXIF_ORIENTATION = 0x0112
 # What counts as an image when a folder is searched; a file that is named is opened in any case.
 IMAGE_SUFFIXES = frozenset(
     (
@@ -119,15 +120,16 @@ def _damage(error: Exception) -> str:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF tag says."""
+    """The image turned as its EXIF tag says; itself where there is nothing to turn."""
     try:
-        return ImageOps.exif_transpose(image)
+        turned = image.getexif().get(EXIF_ORIENTATION, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
     except Exception:
         return image  # a broken EXIF block round good pixels: they stand as they are
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """8-bit RGB from an image of any mode.
+    """8-bit RGB from an image of any mode; itself where it is that.
 
     Raises:
         ImageError: Pixels that are not finite numbers.
@@ -148,7 +150,7 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
         converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
         assert converted is not None
         return converted
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _scaled(image: Image.Image, name: str) -> Image.Image:

@@ -96,9 +96,8 @@ class Preprocessing:
     def resize(self, image: Image.Image) -> Image.Image:
         """Resize and crop an RGB image to exactly `input_size`."""
         height, width = self.input_size[1:]
-        scaled = image.resize(self._scaled_size(image), INTERPOLATIONS[self.interpolation])
-        fill = tuple(round(255 * m) for m in self.mean) if self.crop_mode == "border" else (0, 0, 0)
-        return _center_crop(scaled, width, height, fill)
+        scaled = image.resize(self.scaled_size(*image.size), INTERPOLATIONS[self.interpolation])
+        return _center_crop(scaled, width, height, self.border)
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """Input of the network, (3, height, width), from an RGB image of any size."""
@@ -106,17 +105,24 @@ class Preprocessing:
         normal = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return np.ascontiguousarray(normal.transpose(2, 0, 1))
 
-    def _scaled_size(self, image: Image.Image) -> tuple[int, int]:
-        """Width and height before the crop, rounded as torchvision and timm round."""
-        height, width = (math.floor(side / self.crop_pct) for side in self.input_size[1:])
+    @property
+    def border(self) -> tuple[int, ...]:
+        """Colour beside an image that does not fill the input, of 0 to 255."""
+        if self.crop_mode == "border":
+            return tuple(round(255 * m) for m in self.mean)
+        return (0, 0, 0)
+
+    def scaled_size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of an image before the crop, rounded as torchvision and timm round."""
+        rows, columns = (math.floor(side / self.crop_pct) for side in self.input_size[1:])
         if self.crop_mode == "squash":
-            return width, height
-        if self.crop_mode == "center" and height == width:
-            short = min(image.size)
-            return tuple(height if s == short else int(height * s / short) for s in image.size)  # type: ignore[return-value]
-        ratios = (image.width / width, image.height / height)
+            return columns, rows
+        if self.crop_mode == "center" and rows == columns:
+            short = min(width, height)
+            return tuple(rows if s == short else int(rows * s / short) for s in (width, height))  # type: ignore[return-value]
+        ratios = (width / columns, height / rows)
         ratio = max(ratios) if self.crop_mode == "border" else min(ratios)
-        return max(round(image.width / ratio), 1), max(round(image.height / ratio), 1)
+        return max(round(width / ratio), 1), max(round(height / ratio), 1)
 
 
 def _center_crop(image: Image.Image, width: int, height: int, fill: tuple[int, ...]) -> Image.Image:

@@ -7,13 +7,15 @@ from typing import TypeAlias
 
 import torch
 from PIL import Image
-from timm.data.transforms_factory import create_transform
 from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional
 
 from tl.bundle import Preprocessing
 from tl.config import AugmentConfig, AutoAugment
 
-Transform: TypeAlias = Callable[[Image.Image], torch.Tensor]
+# Of Pillow, or uint8 (3, H, W), which is faster; the result is the same to the bit.
+Picture: TypeAlias = Image.Image | torch.Tensor
+Transform: TypeAlias = Callable[[Picture], torch.Tensor]
 BatchMix: TypeAlias = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 RAND_BINS = 31  # torchvision's magnitudes 0 to 30
@@ -21,13 +23,70 @@ HUE_SHARE = 0.25  # hue turns colours into others, so it moves less than brightn
 
 
 def eval_transform(preprocessing: Preprocessing) -> Transform:
-    """The weights' own preprocessing, by timm: resize, crop, normalise.
+    """The weights' own preprocessing: resize, crop, normalise.
+
+    Torchvision resizes 8-bit pixels here, in a third of Pillow's time. It rounds otherwise than
+    Pillow, which timm and the bundle use: by 2 levels of 255 at most, by 0.01 on average
+    (`RESIZE_TOLERANCE` of the tests; docs/performance.md).
 
     Returns:
         A function from an RGB image to a float32 tensor (3, H, W).
     """
-    transform: Transform = create_transform(**preprocessing.to_dict(), is_training=False)
-    return transform
+    return v2.Compose([_Fit(preprocessing), _Normalise(preprocessing)])
+
+
+class _Fit(torch.nn.Module):
+    """`Preprocessing.resize` on tensors: uint8 (3, any size) to (3, H, W)."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.preprocessing = preprocessing
+
+    def forward(self, picture: Picture) -> torch.Tensor:
+        if not _resizes_tensors(self.preprocessing):
+            return _pixels(self.preprocessing.resize(_image(picture)))
+        pixels = _pixels(picture)
+        rows, columns = pixels.shape[1:]
+        width, height = self.preprocessing.scaled_size(columns, rows)
+        mode = InterpolationMode(self.preprocessing.interpolation)
+        scaled = functional.resize(pixels, [height, width], mode, antialias=True)
+        return self._cut(scaled)
+
+    def _cut(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The centre, as the bundle cuts it; what is too small gets a border."""
+        height, width = self.preprocessing.input_size[1:]
+        pad_x, pad_y = max(width - pixels.shape[2], 0), max(height - pixels.shape[1], 0)
+        if pad_x or pad_y:
+            sides = [pad_x // 2, pad_y // 2, pad_x - pad_x // 2, pad_y - pad_y // 2]
+            pixels = functional.pad(pixels, sides, fill=list(self.preprocessing.border))
+        top, left = round((pixels.shape[1] - height) / 2), round((pixels.shape[2] - width) / 2)
+        return pixels[:, top : top + height, left : left + width]
+
+
+class _Normalise(torch.nn.Module):
+    """Float32 in the range and the order of memory that networks read."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.mean, self.std = list(preprocessing.mean), list(preprocessing.std)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        values = functional.to_dtype(pixels.contiguous(), torch.float32, scale=True)
+        return functional.normalize(values, self.mean, self.std, inplace=True)
+
+
+def _resizes_tensors(preprocessing: Preprocessing) -> bool:
+    """Whether torchvision resizes tensors by this filter as Pillow resizes its images."""
+    return preprocessing.interpolation in ("bilinear", "bicubic")
+
+
+def _pixels(picture: Picture) -> torch.Tensor:
+    """Uint8 (3, H, W); from Pillow with (H, W, 3) in memory, which is resized fastest."""
+    return picture if isinstance(picture, torch.Tensor) else functional.pil_to_tensor(picture)
+
+
+def _image(picture: Picture) -> Image.Image:
+    return picture if isinstance(picture, Image.Image) else functional.to_pil_image(picture)
 
 
 def train_transform(augment: AugmentConfig, preprocessing: Preprocessing) -> Transform:
@@ -46,33 +105,33 @@ def train_transform(augment: AugmentConfig, preprocessing: Preprocessing) -> Tra
         A function from an RGB image to a float32 tensor (3, H, W).
     """
     fill = [round(255 * value) for value in preprocessing.mean]
-    changes = [*_flips(augment), *_colour(augment, fill), *_geometry(augment, fill)]
-    if not changes and not augment.erasing and augment.crop_scale is None:
-        return eval_transform(preprocessing)
+    changes = [*_colour(augment, fill), *_geometry(augment, fill)]
+    if changes:  # of images as small as the input; Pillow is faster at these
+        changes = [v2.Lambda(_image), *changes, v2.Lambda(_pixels)]
     steps: list[Callable[..., object]] = [
         _frame(augment, preprocessing),
+        *_flips(augment),
         *changes,
-        v2.ToImage(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(list(preprocessing.mean), list(preprocessing.std), inplace=True),
+        _Normalise(preprocessing),
     ]
     if augment.erasing:
         steps.append(v2.RandomErasing(p=augment.erasing))
-    transform: Transform = v2.Compose([*steps, v2.ToPureTensor()])
-    return transform
+    return v2.Compose(steps)
 
 
 def _frame(augment: AugmentConfig, preprocessing: Preprocessing) -> Callable[..., object]:
     """What part of the image fills the network's input."""
     if augment.crop_scale is None:
-        return preprocessing.resize
-    crop: Callable[..., object] = v2.RandomResizedCrop(
+        return _Fit(preprocessing)
+    crop = v2.RandomResizedCrop(
         size=list(preprocessing.input_size[1:]),
         scale=tuple(augment.crop_scale),
         ratio=tuple(augment.crop_ratio),
         interpolation=InterpolationMode(preprocessing.interpolation),
     )
-    return crop
+    if _resizes_tensors(preprocessing):
+        return v2.Compose([v2.Lambda(_pixels), crop])
+    return v2.Compose([v2.Lambda(_image), crop, v2.Lambda(_pixels)])
 
 
 def _flips(augment: AugmentConfig) -> list[v2.Transform]:
@@ -118,14 +177,18 @@ def _colour(augment: AugmentConfig, fill: list[int]) -> list[v2.Transform]:
     return changes
 
 
-def batch_mix(augment: AugmentConfig, num_classes: int) -> BatchMix | None:
+def batch_mix(augment: AugmentConfig, num_classes: int | None = None) -> BatchMix | None:
     """Mixup, cutmix, or one of both at random for each batch; None when both are off.
 
     Randomness comes from torch's global CPU generator.
 
+    Args:
+        augment: Its `mixup` and `cutmix`.
+        num_classes: Needed for labels (B,); tables (B, D) of targets are mixed as they are.
+
     Returns:
-        A function from images (B, 3, H, W) and labels (B,) to mixed images of the same shape and
-        soft labels (B, num_classes) that sum to 1.
+        A function from images (B, 3, H, W) and labels (B,) or targets (B, D) to mixed images of the
+        same shape and soft labels (B, num_classes or D), mixed in the same shares.
     """
     mixes: list[v2.Transform] = []
     if augment.mixup:

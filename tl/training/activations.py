@@ -20,7 +20,8 @@ from tl import display
 from tl.cache import ActivationCache, CacheError, Field, Rows, Shelf, free_bytes
 from tl.config import ActivationsConfig, CacheMode, HeadKind, Trains
 from tl.cores import usable_cores
-from tl.data.datamodule import FEW_IMAGES, ImageDataModule
+from tl.data.datamodule import ImageDataModule
+from tl.data.loading import FEW_IMAGES
 from tl.data.views import CLEAN, ViewDataset, is_random, view_key, view_loader
 from tl.engine import Engine, choose_engine, workers_and_threads
 from tl.finetuning import Phase

@@ -1,0 +1,127 @@
+"""In which order images are read, and what is random in them: functions of seed and epoch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DistributedSampler
+
+ORDER, ITEM = 0, 1  # what a seed is for: the two never share a stream
+CHUNK = 4096  # images whose numbers are Python objects at a time
+
+
+def mixed_seed(*parts: int) -> int:
+    """One 64-bit seed from several whole numbers of 0 or more, well spread."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
+
+
+@contextmanager
+def drawing_from(seed: int) -> Iterator[None]:
+    """Let transforms draw from a seed; torch's CPU generator is left as found."""
+    state = torch.get_rng_state()
+    # The CPU generator only: torch.manual_seed would reseed every GPU too.
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+class EpochSampler(DistributedSampler[tuple[int, int]]):
+    """Yields (epoch, index); the order is a pure function of (seed, epoch).
+
+    A `DistributedSampler`, so that Lightning keeps it under DDP: each process takes every n-th
+    image, and the last ones are repeated until all have the same number (`index` tells which).
+
+    Args:
+        images: How many there are.
+        seed: Of the order.
+        shuffle: False keeps the order of the table.
+        epoch_offset: Added to the epoch that Lightning sets.
+        weights: How often each image is drawn, against the others: an epoch still has as many
+            images, some of them several times, others not at all. Needs `shuffle`.
+        num_replicas: Processes that share the images.
+        rank: Which of them this is.
+
+    Raises:
+        ValueError: Weights that are not one number of 0 or more an image, some above 0.
+    """
+
+    def __init__(
+        self,
+        images: int,
+        *,
+        seed: int,
+        shuffle: bool,
+        epoch_offset: int = 0,
+        weights: NDArray[Any] | None = None,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        super().__init__(
+            range(images),  # type: ignore[arg-type] # only its length is used
+            num_replicas=num_replicas,
+            rank=rank,
+            shuffle=shuffle,
+            seed=seed,
+        )
+        self.images = images
+        self.epoch_offset = epoch_offset
+        self.weights = _weights(weights, images) if shuffle else None
+        self.skip = 0  # images of the next epoch that were read before an interruption
+
+    def _share(self, padded: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What this process reads of an epoch."""
+        return padded[self.rank :: self.num_replicas]
+
+    def order(self) -> tuple[int, torch.Tensor]:
+        """The epoch as it is counted over all phases, and the images in it, one after the other."""
+        epoch = self.epoch + self.epoch_offset
+        if not self.shuffle:
+            return epoch, torch.arange(self.images)
+        generator = torch.Generator().manual_seed(mixed_seed(ORDER, self.seed, epoch))
+        shuffled = torch.randperm(self.images, generator=generator)
+        if self.weights is None:
+            return epoch, shuffled
+        return epoch, _drawn(self.weights, shuffled, generator)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch, order = self.order()
+        padded = np.resize(order.numpy(), self.total_size)  # repeats from the start
+        mine = self._share(padded)[self.skip :]
+        self.skip = 0
+        for start in range(0, len(mine), CHUNK):
+            for index in mine[start : start + CHUNK].tolist():
+                yield epoch, index
+
+
+def _weights(weights: NDArray[Any] | None, images: int) -> torch.Tensor | None:
+    if weights is None:
+        return None
+    found = torch.as_tensor(np.asarray(weights, np.float64))
+    usable = found.shape == (images,) and bool(torch.isfinite(found).all() and (found >= 0).all())
+    if not usable or not found.sum() > 0:
+        raise ValueError(f"weights must be {images} numbers of 0 or more, not all 0")
+    return found
+
+
+def _drawn(
+    weights: torch.Tensor, shuffled: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """As many images as there are, in random order, each as often as its weight says.
+
+    Systematic sampling: equal steps through the added weights, from a random start. Each image
+    comes as often as it should on average, rounded up or down, which keeps the sums of classes
+    close, too; drawn one by one, the counts of images would differ by their square root.
+    """
+    ends = weights[shuffled].cumsum(0)
+    start = torch.rand(1, dtype=torch.float64, generator=generator)
+    steps = (torch.arange(len(weights)) + start) * (ends[-1] / len(weights))
+    places = torch.searchsorted(ends, steps, right=True).clamp_(max=len(weights) - 1)
+    again = torch.randperm(len(weights), generator=generator)
+    return shuffled[places][again]
