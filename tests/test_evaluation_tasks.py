@@ -168,6 +168,16 @@ def test_a_rare_class_takes_the_threshold_of_all() -> None:
     assert choose_thresholds(p, np.zeros_like(y)) == pytest.approx([0.5, 0.5], abs=0.01)
 
 
+def test_a_class_that_is_not_told_is_not_put_on_every_image() -> None:
+    rng = np.random.default_rng(0)
+    y = np.stack([np.arange(200) < 100, np.arange(200) % 12 == 0], axis=1)
+    p = np.stack([np.where(y[:, 0], 0.7, 0.3), np.full(200, 0.1)], axis=1)
+    p += rng.uniform(-0.05, 0.05, p.shape)
+    chosen = choose_thresholds(p, y)
+    assert chosen[1] == pytest.approx(0.5, abs=0.15)
+    assert (p[:, 1] >= chosen[1]).sum() == 0
+
+
 def test_thresholds_of_val_hold_for_test() -> None:
     p, y = random_labels()
     val = judge(p[:200], y[:200])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import mannwhitneyu
 
 from tl.config import Task
 from tl.evaluation.report import EvaluationError, Report, refuse_infinite
@@ -14,6 +15,9 @@ from tl.evaluation.resampling import interval
 from tl.evaluation.single import calibration_error
 
 FEW = 5  # images with a label below which its threshold is not chosen by them alone
+# Chance that probabilities which know nothing of a class look as good: above it the best F1 comes
+# of saying the class of every image.
+MOST_CHANCE = 0.01
 LARGEST = 1 - 2.0**-25  # largest probability below 1 that a sigmoid of float32 tells from it
 
 
@@ -156,8 +160,9 @@ def binary_cross_entropy(p: NDArray[np.float64], y: NDArray[np.bool_]) -> float:
 def choose_thresholds(p: NDArray[np.float64], y: NDArray[np.bool_]) -> NDArray[np.float64]:
     """The probability of each class from which calling it present gives the best F1.
 
-    Halfway between two images. A class with fewer than `FEW` images gets the threshold that gives
-    the best F1 over the decisions of all classes: its own would fit those few.
+    Halfway between two images. A class with fewer than `FEW` images, or one that the probabilities
+    do not tell (a rank test, `MOST_CHANCE`), gets the threshold that gives the best F1 over the
+    decisions of all classes: its own would fit those few, or put the label on every image.
 
     Args:
         p: Probabilities, (N, C).
@@ -171,10 +176,12 @@ def choose_thresholds(p: NDArray[np.float64], y: NDArray[np.bool_]) -> NDArray[n
     classification", 2007, on what a threshold of few images does.
     """
     common = _best_threshold(p.ravel(), y.ravel())
-    enough = y.sum(axis=0) >= FEW
-    return np.array(
-        [_best_threshold(p[:, k], y[:, k]) if enough[k] else common for k in range(p.shape[1])]
-    )
+    chosen = np.full(p.shape[1], common)
+    for k in np.flatnonzero((y.sum(axis=0) >= FEW) & ~y.all(axis=0)):
+        scores, there = p[:, k], y[:, k]
+        if mannwhitneyu(scores[there], scores[~there], alternative="greater").pvalue <= MOST_CHANCE:
+            chosen[k] = _best_threshold(scores, there)
+    return chosen
 
 
 def _best_threshold(scores: NDArray[np.float64], present: NDArray[np.bool_]) -> float:
