@@ -112,7 +112,8 @@ def check_images(
     places = pc.index_in(images.names, value_set=known["path"]).fill_null(-1).to_numpy()
     kept = _still_true(known, places, sizes, stamps, max_pixels)
     new = np.flatnonzero(~kept)
-    facts = [known.take(places[kept])]
+    in_place = len(known) == len(images) and bool((places == np.arange(len(images))).all())
+    facts = [known if in_place and kept.all() else known.take(places[kept])]
     # Pillow's own limit warns or fails before ours can name the file.
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)
     try:

@@ -26,6 +26,7 @@ from tl.data.table import TYPES, ImageTable, plain_type
 
 SHOWN_BAD = 10
 SHOWN_CLASSES = 10
+SHOWN_COPIES = 5
 # With more images, what is wrong with the labels is said before the images are looked at.
 MANY = 20_000
 
@@ -70,16 +71,13 @@ def read_table(
     job = _Job(config, listing, labels, seed, required_splits, given=classes is not None)
     if len(listing) > MANY and (problems := job.known_problems()):
         raise DataError(problems)
-    if config.check:
-        facts = check_images(
-            listing.images(),
-            max_pixels=config.max_pixels,
-            cache_file=cache_path(cache_dir, listing.key) if cache_dir else None,
-            progress=progress,
-        )
-    else:
-        facts = unlooked(listing.images(), config.max_pixels)
-    return job.table(facts)
+    if not config.check:
+        return job.table([unlooked(listing.images(), config.max_pixels)])
+    file = cache_path(cache_dir, listing.key) if cache_dir else None
+    limit = config.max_pixels
+    return job.table(
+        [check_images(listing.images(), max_pixels=limit, cache_file=file, progress=progress)]
+    )
 
 
 @dataclass
@@ -113,9 +111,13 @@ class _Job:
             problems += self._empty_cells(splits, self.labels.first, taken=False)
         return problems
 
-    def table(self, facts: pa.Table) -> ImageTable:
-        """The table, or everything that stands against it."""
-        listing, labels, config = self.listing, self.labels, self.config
+    def table(self, looked: list[pa.Table]) -> ImageTable:
+        """The table, or everything that stands against it.
+
+        Args:
+            looked: The facts alone; they are taken out, as a million of them have 200 MB.
+        """
+        listing, labels, config, facts = self.listing, self.labels, self.config, looked.pop()
         problems, notes = self.known_problems(), [*listing.notes, *labels.notes]
         bad = pc.not_equal(facts["reason"], "").to_numpy(zero_copy_only=False)
         quarantined = self._quarantined(facts, bad)
@@ -128,11 +130,10 @@ class _Job:
         good = ~bad
         if labels.task is Task.single:
             good &= labels.first >= 0
-        table = self._columns(facts).filter(pa.array(good))
+        table = _chosen(self._columns(facts), good)
         splits, problems = self._splits(table, listing.splits[good], notes)
         keep = splits >= 0
-        if not keep.all():
-            table, splits = table.filter(pa.array(keep)), splits[keep]
+        table, splits = _chosen(table, keep), splits[keep]
         first = table["label"].to_numpy()
         problems = problems or self._empty_cells(splits, first, taken=True)
         if problems:
@@ -141,7 +142,10 @@ class _Job:
             digests = pa.array(identities(facts, listing.root), pa.large_string())
             digests = digests.filter(pa.array(good)).filter(pa.array(keep))
             table = table.set_column(table.schema.get_field_index("sha256"), "sha256", digests)
-        rows = _ordered(table, splits, *listing.in_place())
+        del facts
+        table = _sorted(table, splits, *listing.in_place())
+        rows = _frame(table)
+        del table
         if config.check:
             notes += _duplicate_notes(rows, folders=listing.classes_of is not None)
         return ImageTable(
@@ -303,12 +307,24 @@ class _Job:
         ]
 
 
-def _ordered(table: pa.Table, splits: NDArray[np.int64], *places: str) -> pd.DataFrame:
+def _chosen(table: pa.Table, mask: NDArray[np.bool_]) -> pa.Table:
+    """Rows of a table; itself, not a copy, where all are chosen."""
+    return table if mask.all() else table.filter(pa.array(mask))
+
+
+def _sorted(table: pa.Table, splits: NDArray[np.int64], *places: str) -> pa.Table:
     """Rows by split, label and path, or by split and place."""
     keys = [(name, "ascending") for name in ("split", *(places or ("label", "path")))]
-    table = table.append_column("split", pa.array(splits)).sort_by(keys)
+    table = table.append_column("split", pa.array(splits))
+    order = pc.sort_indices(table, sort_keys=keys)
+    in_order = bool((order.to_numpy() == np.arange(len(table))).all())
+    return table if in_order else table.take(order)
+
+
+def _frame(table: pa.Table) -> pd.DataFrame:
+    """The same for pandas, without a Python object a row."""
     codes = table["split"].to_numpy()
-    rows = table.drop_columns(["split"]).to_pandas(types_mapper=plain_type)
+    rows = table.drop_columns(["split"]).to_pandas(types_mapper=plain_type, split_blocks=True)
     rows["split"] = pd.Categorical.from_codes(codes, SPLITS, ordered=True)  # type: ignore[arg-type]
     order = [name for name in TYPES if name in rows]
     return rows[[*order, *(name for name in rows if name not in TYPES)]]
@@ -328,15 +344,33 @@ def _bad_images_text(quarantined: pd.DataFrame, total: int | None) -> str:
 
 def _duplicate_notes(rows: pd.DataFrame, *, folders: bool) -> list[str]:
     """Copies (same bytes) that stand in two classes, or on both sides of a split."""
-    copies = rows[rows.duplicated("sha256", keep=False)].groupby("sha256")
+    contents, found = pd.factorize(rows["sha256"])
+    if len(found) == len(rows):
+        return []
     notes = []
     two = "in two class folders" if folders else "under two labels"
-    for column, text in (
-        ("label", f"{two} (correct the labels)"),
-        ("split", "in two splits (figures on val and test are too good)"),
+    for values, text in (
+        (rows["label"].to_numpy(np.int64), f"{two} (correct the labels)"),
+        (
+            rows["split"].cat.codes.to_numpy(np.int64),
+            "in two splits (figures on val and test are too good)",
+        ),
     ):
-        groups = [" = ".join(g["path"]) for _, g in copies if g[column].nunique() > 1]
-        if groups:
-            lie = "lies" if len(groups) == 1 else "lie"
-            notes.append(f"{count(len(groups), 'image')} {lie} {text}: {some(sorted(groups))}")
+        least, most = np.full(len(found), values.max()), np.full(len(found), values.min())
+        np.minimum.at(least, contents, values)
+        np.maximum.at(most, contents, values)
+        differ = np.flatnonzero(least != most)
+        if not len(differ):
+            continue
+        copies = rows["path"][np.isin(contents, differ)]
+        names = copies.groupby(contents[copies.index]).agg(_same)
+        lie = "lies" if len(differ) == 1 else "lie"
+        notes.append(f"{count(len(differ), 'image')} {lie} {text}: {some(sorted(names))}")
     return notes
+
+
+def _same(paths: pd.Series[Any]) -> str:
+    """`a = b = c`, the first few."""
+    names = paths.head(SHOWN_COPIES).tolist()
+    more = f" and {len(paths) - len(names):,} more" if len(paths) > len(names) else ""
+    return " = ".join(names) + more
