@@ -26,11 +26,10 @@ def train(config: TrainConfig) -> TrainResult:
     began = time.perf_counter()
     training.prepare(asked.trainer, asked.seed, asked.callbacks, asked.logger)
     models.check_request(asked.model, pretrained=asked.finetune.pretrained)
-    # A table of (image, label, split), every image looked at once
+    # A table of (image, label, split), every image looked at once, and what is wrong with it
     with display.bar("checking images") as progress:
-        table = data.read_table(
-            asked.data, seed=asked.seed, cache_dir=asked.cache.path(), progress=progress
-        )
+        table, found = runs.audited(asked, progress)
+    display.sections(runs.audit_lines(found))
     # Backbone, new head, stages, and the preprocessing of these very weights
     built = models.build_model(asked.model, table.classes, pretrained=asked.finetune.pretrained)
     tracking.check_store(asked.tracking, resume=folder.resumed)
@@ -41,13 +40,13 @@ def train(config: TrainConfig) -> TrainResult:
     # Phases, each with its stages and learning rates
     sizes = {"train_images": len(table.split("train")), "batch_size": config.data.batch_size}
     plan = finetuning.build_plan(config.finetune, built, **sizes)
-    runs.create(folder, asked, table, built, plan, advice)
+    runs.create(folder, asked, table, built, plan, advice, found)
     display.facts(runs.run_name(config), runs.job_facts(table, built, plan))
 
     with runs.resumable(folder), tracking.start_run(**runs.labels(folder, config)) as tracked:
         config, built, plan, advice = runs.confirm(folder, config, built, images, plan, advice)
         params = runs.job_params(config, table, built, plan)
-        tracked.log_job(params, to_yaml(asked), table.fingerprint(), *runs.records(advice))
+        tracked.log_job(params, to_yaml(asked), table.fingerprint(), *runs.records(advice, found))
         fit = training.run_plan(
             plan,
             built,

@@ -21,6 +21,8 @@ RUN_FILES = {
     "metrics.json",
     "predictions.parquet",
     "run.json",
+    "audit.html",
+    "audit.json",
     "pictures/confusion_val.png",
     "pictures/learning_curves.png",
     "checkpoints/model.json",

@@ -20,6 +20,7 @@ UNREADABLE = {
     "not_an_image": (("not an image", "hold no pixels"), "delete it, or save it as PNG or JPEG"),
     "unreadable": ((), "mend or delete it"),
 }
+TAKEN = "audit: "  # how the reason begins where `audit=fix` took an image out
 HEAD = 512  # bytes that tell what a file is
 CONTENTS = (
     (b"<!doctype html", "an HTML page"),
@@ -54,7 +55,7 @@ DEVIATIONS, AREA_FACTOR, ASPECT_FACTOR = 5.0, 4.0, 2.0
 
 def unreadable(quarantined: pd.DataFrame, root: Path) -> Iterator[Finding]:
     """Files that the table left out, by what is wrong with them."""
-    kinds = [_kind(reason) for reason in quarantined["reason"]]
+    kinds = ["" if reason.startswith(TAKEN) else _kind(reason) for reason in quarantined["reason"]]
     for kind, (_, remedy) in UNREADABLE.items():
         found = quarantined[[k == kind for k in kinds]]
         if not len(found):

@@ -12,7 +12,7 @@ import pandas as pd
 
 from tl.audit.classes import class_counts, groups, target_values
 from tl.audit.copies import copies, near_copies
-from tl.audit.files import odd_images, unreadable
+from tl.audit.files import TAKEN, odd_images, unreadable
 from tl.audit.findings import Finding, Rows, Severity, by_severity, images
 from tl.audit.labels import label_errors
 from tl.audit.near import EXACT
@@ -173,7 +173,7 @@ def fixed(table: ImageTable, report: AuditReport) -> ImageTable:
     out = np.array(sorted(reasons), np.int64)
     left = table.rows.drop(index=table.rows.index[out]).reset_index(drop=True)
     moved = table.rows.iloc[out][["path", "split"]].astype(str)
-    moved["reason"] = ["audit: " + reasons[row] for row in out.tolist()]
+    moved["reason"] = [TAKEN + reasons[row] for row in out.tolist()]
     note = f"audit=fix left out {images(len(out))}: " + ", ".join(
         f"{number:,} {kind}" for kind, number in pd.Series(reasons).value_counts().items()
     )

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING, OmegaConf
 
 from tl.config import ConfigError, Interrupted, TrainConfig, is_remote
-from tl.runs.auditing import audit_features, audit_lines, audited, table_to_audit
+from tl.runs.auditing import (
+    audit_features,
+    audit_lines,
+    audited,
+    table_to_audit,
+    write_audit,
+)
 from tl.runs.contents import (
     golden_images,
     job_facts,
@@ -48,6 +54,7 @@ from tl.runs.looking import look
 from tl.runs.touched import note_test
 
 if TYPE_CHECKING:  # so that `tl train --help` loads neither torch nor pandas
+    from tl.audit import AuditReport
     from tl.data import ImageTable
     from tl.finetuning import Plan
     from tl.models import BuiltModel
@@ -66,6 +73,7 @@ __all__ = [
     "confirm",
     "create",
     "create_folds",
+    "data_name",
     "decide_or_keep",
     "each_fold",
     "fit_settings",
@@ -171,6 +179,7 @@ def create(
     built: BuiltModel,
     plan: Plan,
     advice: Advice | None = None,
+    found: AuditReport | None = None,
 ) -> None:
     """Make the folder of a new run: its config, its plan, and what export needs to know.
 
@@ -181,6 +190,7 @@ def create(
         built: The model that the plan trains.
         plan: Phases.
         advice: What was measured and decided, with `finetune=auto`.
+        found: What the audit found.
 
     Raises:
         RunError: The folder cannot be written.
@@ -193,7 +203,9 @@ def create(
         advice.write(folder, run_name(config, advice.finetune.method))
     write_model(folder, table, built, plan)
     keep_golden(folder, table, config.export.golden_images)
-    if len(table.quarantined):
+    if found is not None:
+        write_audit(folder, found, table)
+    elif len(table.quarantined):
         table.quarantined.to_csv(folder.path / "quarantined.csv", index=False)
     # Written last: a folder with a config is a run that can be resumed.
     folder.write_config(config)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # so that `tl audit` loads torch only where a network is aske
     from tl.audit import AuditReport, Features
     from tl.audit.writing import Section
     from tl.data import ImageTable
+    from tl.runs.folder import RunFolder
 
 Progress = Callable[[int, int], None]
 NO_NETWORK = "none"
@@ -52,6 +53,17 @@ def audit_lines(report: AuditReport | None) -> list[Section]:
     from tl.audit import Severity, sections
 
     return [] if report is None else sections(report, Severity.warning, brief=True)
+
+
+def write_audit(folder: RunFolder, report: AuditReport, table: ImageTable) -> None:
+    """Write `audit.json`, `audit.html`, and the list of images that are left out.
+
+    Raises:
+        AuditError: The folder cannot be written.
+    """
+    from tl.audit import write
+
+    write(report, folder.path, table)
 
 
 def table_to_audit(config: AuditConfig, progress: Progress) -> ImageTable:

@@ -62,13 +62,13 @@ def keep_golden(folder: RunFolder, table: ImageTable, number: int) -> None:
 
 def job_facts(table: ImageTable, built: BuiltModel, plan: Plan) -> dict[str, str]:
     """What a person should know before the first epoch: data, model, preprocessing, plan."""
-    counts = table.counts()
+    counts, left = table.counts(), len(table.quarantined)
     p = built.preprocessing
     return {
         "data": ", ".join(f"{sum(c.values()):,} {split}" for split, c in counts.items())
         + f" images {_labelled(table)} ({table.root})",
         **({"data notes": " ".join("; ".join(table.notes).split())} if table.notes else {}),
-        **({"left out": f"{len(table.quarantined)} unreadable"} if len(table.quarantined) else {}),
+        **({"left out": f"{left}: quarantined.csv says why"} if left else {}),
         "model": f"{built.name}, weights {built.weights.source} "
         f"(sha256 {built.weights.sha256[:12]})",
         **({"weights": "; ".join(built.weights.notes)} if built.weights.notes else {}),
@@ -162,7 +162,8 @@ def where(folder: RunFolder, bundle: Path | None, run_id: str | None, uri: str) 
     """Where everything of a finished run is, and the next command, for the summary."""
     places = {
         "run": str(folder.path),
-        "metrics": "metrics.json, history.csv, predictions.parquet",
+        "metrics": "metrics.json, history.csv, predictions.parquet"
+        + (", thresholds.json" if (folder.path / "thresholds.json").is_file() else ""),
         "pictures": str(folder.pictures),
     }
     if bundle:

@@ -14,6 +14,7 @@ from tl.runs.folder import RunError, RunFolder, run_name, write_model
 
 if TYPE_CHECKING:
     from tl.advice import Section
+    from tl.audit import AuditReport
     from tl.data import ImageDataModule, ImageTable
     from tl.decision import Decision
     from tl.finetuning import Plan
@@ -233,9 +234,12 @@ def brief(advice: Advice | None) -> tuple[Section, ...]:
     return (*parts, Section("choice and neighbour compared", "list", rows))
 
 
-def records(advice: Advice | None) -> tuple[dict[str, float], dict[str, str]]:
-    """Metrics and tags for MLflow; nothing with an explicit method."""
-    return (advice.metrics(), advice.tags()) if advice else ({}, {})
+def records(
+    advice: Advice | None, found: AuditReport | None = None
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Metrics and tags for MLflow: of what was decided, and of what the audit found."""
+    metrics, tags = (advice.metrics(), advice.tags()) if advice else ({}, {})
+    return {**metrics, **(found.metrics() if found else {})}, tags
 
 
 def confirm(
@@ -289,7 +293,7 @@ def confirm(
 
 def fit_settings(config: TrainConfig) -> dict[str, Any]:
     """Arguments of `tl.training.run_plan` that no plan changes."""
-    names = ("trainer", "callbacks", "cache", "imbalance", "seed")
+    names = ("trainer", "callbacks", "cache", "imbalance", "seed", "checkpoint_minutes")
     return {name: getattr(config, name) for name in names}
 
 

@@ -35,6 +35,8 @@ PLAIN_FILES = {
     "folds.json",
     "thresholds.json",
     "advice.html",
+    "audit.json",
+    "audit.html",
 }  # of a run's folder, beside tables
 
 
