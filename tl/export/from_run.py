@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tl.bundle import Outputs, Preprocessing
-from tl.config import ExportConfig, HeadKind
+from tl.config import ExportConfig, HeadKind, TrainConfig
 from tl.export.card import ModelCard
 from tl.export.errors import ExportError
 from tl.export.sealing import SealReport
@@ -20,7 +20,7 @@ from tl.export.writing import write_bundle
 from tl.graph.stage_head import with_head
 from tl.models import BuiltModel, Weights, find_stages
 from tl.models.stage_head import backbone_state
-from tl.runs import RunFolder, read_config, run_name
+from tl.runs import RunFolder, data_name, read_config, run_name
 
 PACKAGES = ("tl", "torch", "torchvision", "timm", "pytorch-lightning", "onnx", "onnxruntime")
 
@@ -64,8 +64,7 @@ def export_run(folder: RunFolder, config: ExportConfig, target: Path | None = No
         golden=_golden(folder, facts)[: config.golden_images],
         card=ModelCard(
             title=run_name(run, plan["method"]),
-            # The folder's name says enough: the bundle travels, the path stays behind.
-            data={**facts["data"], "root": Path(facts["data"]["root"]).name},
+            data=_data(run, facts["data"]),
             backbone=facts["name"],
             weights=facts["weights"]["source"],
             weights_sha256=facts["weights"]["sha256"],
@@ -110,6 +109,15 @@ def _outputs(folder: RunFolder, facts: dict[str, Any]) -> Outputs:
     if task == "multi":
         values["thresholds"] = folder.read_thresholds()
     return Outputs.from_dict(values, facts["classes"])
+
+
+def _data(config: TrainConfig, facts: dict[str, Any]) -> dict[str, Any]:
+    """What the card says of the images: the bundle travels, the place of the data stays behind."""
+    of_numbers = {} if len(facts["classes"]) > 1 else {"classes", "counts"}
+    kept = {k: v for k, v in facts.items() if k not in of_numbers}
+    if of_numbers:
+        kept["images of"] = {split: sum(n.values()) for split, n in facts["counts"].items()}
+    return {**kept, "root": data_name(config)}
 
 
 def _head_text(folder: RunFolder) -> str:
