@@ -106,6 +106,7 @@ def run(data: Path, folder: Path, *overrides: str, classes: int = 3) -> Run:
         log_facts=lambda values, name: facts.update({name: values}),
         cache=config.cache,
         seed=config.seed,
+        checkpoint_minutes=config.checkpoint_minutes,
     )
     state = {name: value.clone() for name, value in built.model.state_dict().items()}
     return Run(folder, result, start, state, result.phases, facts)

@@ -54,6 +54,7 @@ from tl.training.state import (
     write_decision,
     write_progress,
 )
+from tl.training.within import WithinEpochs
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -117,6 +118,7 @@ def run_plan(
     cache: ActivationsConfig | None = None,
     imbalance: Imbalance = Imbalance.auto,
     seed: int = 0,
+    checkpoint_minutes: float = 5.0,
 ) -> FitResult:
     """Train a model by a plan, or go on where an earlier call with the same folder was interrupted.
 
@@ -132,6 +134,7 @@ def run_plan(
         cache: When the frozen part of a phase is computed once per image; default: its defaults.
         imbalance: What to do about classes of different sizes.
         seed: Seed of the run.
+        checkpoint_minutes: How old the state of the fit may be within an epoch; 0: any age.
 
     Raises:
         ConfigError: The task has no classes to balance, Lightning refuses `trainer` or `callbacks`,
@@ -168,6 +171,7 @@ def run_plan(
             adapted=adapted[phase.name],
             seed=seed,
             title=f"phase {number + 1} of {len(plan.phases)}: {phase.name}",
+            checkpoint_minutes=checkpoint_minutes,
         )
         steps = sum(result.steps for result in done)
         best_before = next((r.best_loss for r in reversed(done) if r.kept), float("inf"))
@@ -203,7 +207,9 @@ class _Fit:
         adapted: Sequence[str],
         seed: int,
         title: str,
+        checkpoint_minutes: float,
     ) -> None:
+        self.checkpoint_minutes = checkpoint_minutes
         self.phase, self.built, self.folder, self.title = phase, built, folder, title
         self.activations, self.data = activations, activations.data
         # Epochs of different phases read different augmentations and orders.
@@ -256,6 +262,7 @@ class _Fit:
                 *_own_callbacks(phase, history, loggers),
                 *([average] if average else []),
                 checkpoints,
+                WithinEpochs(checkpoints, self.checkpoint_minutes),
             ],
         )
         self.device = trainer.strategy.root_device

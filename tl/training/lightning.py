@@ -150,11 +150,11 @@ class History(Callback):
     def __init__(self, phase: Phase) -> None:
         self.phase = phase
         self.rows: list[dict[str, Any]] = []
-        self._start = 0.0
+        self._start = self._before = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
-        self._start = time.perf_counter()
+        """Start the clock, or let it go on."""
+        self._start = time.perf_counter() - self._before
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the row of this epoch; runs before the checkpoint is written."""
@@ -186,12 +186,13 @@ class History(Callback):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Rows so far."""
-        return {"rows": self.rows}
+        """Rows so far, and seconds of the running epoch."""
+        return {"rows": self.rows, "seconds": time.perf_counter() - self._start}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Rows of the interrupted run."""
         self.rows = list(state_dict["rows"])
+        self._before = float(state_dict.get("seconds", 0.0))
 
 
 class Checkpoints(Callback):
@@ -240,11 +241,23 @@ class Checkpoints(Callback):
             state = (self.average or pl_module).trained_state()
             self.best = {name: value.detach().cpu().clone() for name, value in state.items()}
         self._stopped = trainer.should_stop
+        if self.affordable():
+            self.save(trainer)
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Write the state of the fit."""
         began = time.perf_counter()
-        if (began - self._written) * self.SHARE >= self._seconds:
-            trainer.save_checkpoint(self.last)
-            self._written = time.perf_counter()
-            self._seconds = self._written - began
+        trainer.save_checkpoint(self.last)
+        self._written = time.perf_counter()
+        self._seconds = self._written - began
+
+    def age(self, since: float) -> float:
+        """Seconds since the state was written, or since the fit began."""
+        return time.perf_counter() - max(self._written, since)
+
+    def affordable(self) -> bool:
+        """Whether writing the state now stays within its share of the time."""
+        return (time.perf_counter() - self._written) * self.SHARE >= self._seconds
 
     def write(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Write the weights that the finished phase leaves behind."""
