@@ -18,6 +18,7 @@ from tl.bundle import Preprocessing
 from tl.config import AugmentConfig, AutoAugment, DataConfig
 from tl.data import DataError, ImageDataModule, ImageDataset, read_table, train_transform
 from tl.data.loading import LoaderError, default_workers, explained
+from tl.data.metering import Meter
 from tl.data.sampling import EpochSampler, mixed_seed
 
 PREPROCESSING = Preprocessing((3, 24, 24), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bilinear", 0.9)
@@ -355,6 +356,39 @@ def test_image_that_went_bad_is_one_clear_message(image_folder, num_workers):
     assert "\n" not in text
     assert "Traceback" not in text
     assert multiprocessing.active_children() == []
+
+
+# --- the bottleneck -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("meter", "words"),
+    [
+        (Meter(2, 1000, 6.0, 4.0), "100 images/s are read, the network could take 250; more cores"),
+        (Meter(0, 1000, 5.0, 4.0), "200 images/s are read, the network could take 250"),
+        (Meter(0, 1000, 4.0, 5.0), ""),  # they take turns: reading is the smaller part
+        (Meter(2, 1000, 1.0, 9.0), ""),
+        (Meter(2, 100, 0.5, 0.1), ""),  # not worth a word
+    ],
+)
+def test_a_slow_loader_is_named_with_both_rates(meter, words):
+    assert words in meter.bottleneck()
+    assert bool(words) == bool(meter.bottleneck())
+
+
+def test_a_loader_measures_who_waits(image_folder):
+    data = data_of(image_folder(splits={"train": 20, "val": 2}), num_workers=2, batch_size=6)
+    slow, fast = data.loader("train"), data.loader("train")
+    slow.dataset.transform = lambda _: time.sleep(0.05) or torch.zeros(3, 4, 4)
+    for _ in slow:
+        pass
+    for _ in fast:
+        time.sleep(0.2)
+    assert slow.meter.images == 54  # without the first batch
+    assert slow.meter.waited > 5 * slow.meter.worked
+    assert slow.meter.bottleneck().startswith("decoding is the bottleneck: ")
+    assert fast.meter.worked > fast.meter.waited
+    assert fast.meter.bottleneck() == ""
 
 
 # --- loader processes that die --------------------------------------------------------------------

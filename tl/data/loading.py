@@ -23,6 +23,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from tl.config import TlError
 from tl.cores import memory_limit, usable_cores
 from tl.data.errors import DataError
+from tl.data.metering import Meter
 from tl.data.sampling import EpochSampler
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class ImageLoader(DataLoader[dict[str, Any]]):
     """
 
     _handed = 0
+    meter: Meter | None = None  # of the last pass
 
     def state_dict(self) -> dict[str, int]:
         """Batches of the running epoch that were handed out; 0 after its last one."""
@@ -69,13 +71,22 @@ class ImageLoader(DataLoader[dict[str, Any]]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override] # a generator round torch's
         skipped = isinstance(self.sampler, EpochSampler) and self.sampler.skip > 0
         self._handed = self._handed if skipped else 0
+        self.meter = meter = Meter(self.num_workers)
         batches = super().__iter__()
         if isinstance(batches, _MultiProcessingDataLoaderIter):
             _listen(self.num_workers)
         try:
-            for batch in batches:
+            asked = time.perf_counter()
+            for number, batch in enumerate(batches):
                 self._handed += 1
+                got = time.perf_counter()
                 yield batch
+                now = time.perf_counter()
+                if number:
+                    meter.images += len(batch["index"])
+                    meter.waited += got - asked
+                    meter.worked += now - got
+                asked = now
         except (TlError, RuntimeError, OSError, EOFError) as error:
             found = _cause(error, batches, self.num_workers)
             if found is None:

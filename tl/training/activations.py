@@ -326,7 +326,7 @@ class _Store:
         if not missing.any():
             return {"computed": "nothing: all of it was in the cache"}
         began, done = time.perf_counter(), 0
-        engine, workers = None, 0
+        engine, workers, slow = None, 0, ""
         with ExitStack() as open_writers, display.bar("frozen part", unit="views") as update:
             writers = {
                 view: open_writers.enter_context(self.shelves[view].writing(int(number)))
@@ -355,11 +355,13 @@ class _Store:
                         writers[view].append(names, arrays)
                     done += len(names) * len(views)
                     update(done, total)
+                slow = (loader.meter.bottleneck() if loader.meter else "") or slow
         if engine is None:
             return {"computed": "nothing: another job has done it meanwhile"}
         seconds = time.perf_counter() - began
         speed = f"{done:,} views in {human_seconds(seconds)}, {done / seconds:.0f}/s with decoding"
-        return {"computed": speed, "engine": engine.line()}
+        facts = {"computed": speed, "engine": engine.line()}
+        return {**facts, "loading": slow} if slow else facts
 
     def dataset(
         self, rows: pd.DataFrame, digests: NDArray[Any], views: Sequence[int]

@@ -24,6 +24,7 @@ from pytorch_lightning.loggers import Logger
 
 from tl import display
 from tl.config import TRUSTED_TARGETS, ConfigError, Select
+from tl.data.loading import ImageLoader
 from tl.files import replacing
 from tl.finetuning import Phase
 from tl.module import TrainingError, TransferModule
@@ -286,6 +287,7 @@ class EpochBar(Callback):
         self._open = ExitStack()
         self._update: Callable[[int, int], None] | None = None
         self._done = 0
+        self._said = ""
 
     def _advance(self, trainer: pl.Trainer) -> None:
         if self._update is None:
@@ -309,8 +311,13 @@ class EpochBar(Callback):
         self._advance(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Make room for the line of the epoch."""
+        """Make room for the line of the epoch; say once what the epochs wait for."""
         self._close()
+        loader = trainer.train_dataloader
+        if isinstance(loader, ImageLoader) and loader.meter and not self._said:
+            self._said = loader.meter.bottleneck()
+            if self._said:
+                display.say(self._said)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
