@@ -82,11 +82,9 @@ class TarStore:
     @property
     def window(self) -> int:
         """Blocks whose images are mixed: a quarter of what is kept on the disk, at most 2 GB."""
-        return (
-            1
-            if self.blocks is None
-            else max(1, min(self.blocks.limit // 4 // self.blocks.block, 256))
-        )
+        if self.blocks is None:
+            return 1
+        return max(1, min(self.blocks.limit // 4 // self.blocks.block, 256))
 
     def stamps(
         self,
@@ -191,14 +189,12 @@ class _Reader:
             self._wrong(self._damage(error))
         if self.repeated:
             names = ", ".join(self.repeated[:3])
-            self._wrong(
-                f"{len(self.repeated):,} members have a name that was there before: {names}"
-            )
+            self._wrong(f"{len(self.repeated):,} members repeat the name of another: {names}")
         return self._table(), self.problems
 
     def _open(self, blocks: Blocks | None) -> BinaryIO:
         if self.shard.local:
-            return Path(self.shard.url).open("rb", buffering=0)  # type: ignore[return-value]
+            return Path(self.shard.url).open("rb", buffering=0)
         assert blocks is not None
         return BlockStream(self.shard, blocks)  # type: ignore[return-value]
 
@@ -214,7 +210,7 @@ class _Reader:
         stream.seek(0)
         with tarfile.open(fileobj=stream, mode="r:", ignore_zeros=False) as archive:
             for member in archive:
-                archive.members.clear()  # it would keep them all
+                archive.members = []  # type: ignore[attr-defined] # it would keep them all
                 self._member(member, stream)
             stream.seek(archive.offset)
             end = stream.read(512)
@@ -250,9 +246,7 @@ class _Reader:
 
     def _text(self, member: tarfile.TarInfo, stream: BinaryIO) -> str:
         if member.size > TEXT_BYTES:
-            self._wrong(
-                f"{member.name} has {member.size:,} bytes; a label is at most {TEXT_BYTES:,}"
-            )
+            self._wrong(f"{member.name} has {member.size:,} bytes; {TEXT_BYTES:,} at most are read")
             return ""
         stream.seek(member.offset_data)
         data = b""
