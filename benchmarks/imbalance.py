@@ -29,7 +29,7 @@ from tl.finetuning import build_plan
 from tl.models import build_model
 from tl.training import prepare, run_plan
 
-RATIOS, SEEDS = (2, 5, 10, 30), (0, 1, 2)
+RATIOS, SEEDS = (2, 5, 10, 30), 2
 METHODS = ("none", "weights", "sampler", "focal", "logit_adjustment")
 MOST, TEST, VAL_SHARE = 90, 30, 0.2  # images of the largest class; of each class in test
 
@@ -96,19 +96,22 @@ def main() -> None:
     parser.add_argument("--model", default="regnetx_002")
     parser.add_argument("--finetune", default="linear_probe")
     parser.add_argument("--sets", nargs="*", default=[*FOUR])
+    parser.add_argument("--ratios", nargs="*", type=float, default=[*RATIOS])
+    parser.add_argument("--methods", nargs="*", default=[*METHODS], help="none among them")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--quick", action="store_true", help="one set, one ratio, one seed")
     args = parser.parse_args()
     if args.quick:
-        args.sets = args.sets[:1]
+        args.sets, args.ratios, args.seeds = args.sets[:1], args.ratios[-1:], 1
     file = args.work / "imbalance.jsonl"
     args.work.mkdir(parents=True, exist_ok=True)
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    for seed in SEEDS[: 1 if args.quick else None]:
+    for seed in range(args.seeds):
         for name in args.sets:
             whole = read_set(name, args.work)
-            for ratio in RATIOS[-1:] if args.quick else RATIOS:
+            for ratio in args.ratios:
                 table = long_tailed(whole, ratio, seed)
-                for method in METHODS:
+                for method in args.methods:
                     key: dict[str, Any] = {"set": name, "ratio": ratio, "seed": seed}
                     key |= {"method": method, "model": args.model, "finetune": args.finetune}
                     if any(key.items() <= row.items() for row in done):
@@ -120,14 +123,15 @@ def main() -> None:
     rows = rows[(rows["model"] == args.model) & (rows["finetune"] == args.finetune)]
     figures = ["even", "as in train", "least"]
     means = rows.groupby(["ratio", "method"])[figures].mean() * 100
-    print(means.unstack("method").reindex(METHODS, axis=1, level=1).round(1).to_string())
+    print(means.unstack("method").reindex(args.methods, axis=1, level=1).round(1).to_string())
     plain = rows[rows["method"] == "none"].set_index(["set", "ratio", "seed"])[figures]
     gains = []
-    for method in METHODS[1:]:
+    others = [method for method in args.methods if method != "none"]
+    for method in others:
         own = rows[rows["method"] == method].set_index(["set", "ratio", "seed"])[figures]
         gains.append(100 * (own - plain).groupby("ratio").agg(["mean", "sem"]))
     print("\nPoints more than without, with standard error over sets and seeds")
-    table = pd.concat(gains, keys=METHODS[1:], names=["method"])
+    table = pd.concat(gains, keys=others, names=["method"])
     print(table.swaplevel().sort_index().round(1).to_string())
 
 

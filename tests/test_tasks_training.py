@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from tl.config import ActivationsConfig, Imbalance, Task, compose
-from tl.data import ImageDataModule
+from tl.data import DataError, ImageDataModule
 from tl.data.table import ImageTable
 from tl.decision import decide
 from tl.finetuning import build_plan
@@ -168,6 +168,16 @@ def test_what_is_done_about_classes_is_the_same_with_the_cache(imbalance, tmp_pa
     assert facts["loss"]["imbalance"].startswith(f"{imbalance}: the largest class, blue, has 1.3")
 
 
+def test_stages_see_the_classes_alike_with_the_cache_too(tmp_path):
+    table = tinted(tmp_path / "images", Task.single)
+    more = [*PARTIAL, "imbalance=sampler", "cache.views=0"]
+    plain, *_ = train(table, tmp_path / "a", *more, mode="off")
+    held, *_ = train(table, tmp_path / "b", *more, mode="on")
+    assert held.phases[0].cached
+    columns = ["train/loss", "val/loss"]
+    pd.testing.assert_frame_equal(plain.history[columns], held.history[columns], rtol=5e-3)
+
+
 def test_an_epoch_of_the_sampler_has_all_classes_alike(tmp_path):
     table = tinted(tmp_path / "images", Task.single)
     rows = table.rows.drop(
@@ -183,6 +193,13 @@ def test_an_epoch_of_the_sampler_has_all_classes_alike(tmp_path):
     images.draws = None
     again = torch.bincount(torch.cat([b["label"] for b in images.train_dataloader()]))
     assert again.tolist() == [2, 12, 16]
+
+
+def test_images_that_all_weigh_nothing_are_refused(tmp_path):
+    table = tinted(tmp_path / "images", Task.single, weights=True)
+    table.rows.loc[table.rows["split"] == "train", "weight"] = 0
+    with pytest.raises(DataError, match="all training images have the weight 0"):
+        train(table, tmp_path / "a", *PROBE)
 
 
 # --- finetune=auto, and confirm -------------------------------------------------------------------

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from tl.config import ConfigError, Imbalance, Task
 
 GAMMA = 2.0  # of the focal loss: Lin et al. 2017 (arXiv:1708.02002), section 5.1
-# How many times as many images the largest class must have for `auto` to do something.
+# How many times as many images the largest class must have for `auto` to do something. By
+# measurement (docs/tasks.md): at 2 nothing is gained, from 5 on 6 to 17 points on even classes.
 RATIO = 5.0
 
 Array = NDArray[np.float64]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tl.config import Imbalance, Task
+from tl.data.errors import DataError
 from tl.data.table import ImageTable
 from tl.imbalance import choose_balance
 from tl.losses import Objective
@@ -25,11 +26,18 @@ def objective_for(table: ImageTable, imbalance: Imbalance) -> Objective:
 
     Raises:
         ConfigError: The task has no classes that could be balanced.
+        DataError: No training image has any weight.
     """
     train = table.split("train")
     balance = choose_balance(imbalance, table.task, table.targets(train), table.classes)
     mean, std = table.target_scale() if table.task is Task.regression else (0.0, 1.0)
     usual = float(train["weight"].mean()) if "weight" in train else 1.0
+    if not usual > 0:
+        msg = (
+            "column weight: all training images have the weight 0, so there is nothing to learn "
+            "from; give those that count a weight above 0"
+        )
+        raise DataError(msg)
     return Objective(table.task, balance, mean=mean, std=std, usual_weight=usual)
 
 
