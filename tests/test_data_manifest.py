@@ -325,7 +325,7 @@ def test_bad_bytes_are_named(photos, tmp_path):
     file = with_bytes(root, frame, tmp_path / "m.parquet")
     text = problems_of(file)
     assert "  m.parquet#9: 0 bytes" in text
-    assert "  m.parquet#11: not an image" in text
+    assert "  m.parquet#11: a web page" in text
     assert len(read(file, bad_images=BadImages.skip).rows) == 22
 
 
@@ -363,7 +363,7 @@ def test_bytes_and_paths_exclude_each_other(photos, tmp_path):
         (lambda f: f.assign(image=["../secret.png", "/etc/passwd", *f["image"][2:]]),
          "2 paths lead out of"),
         (lambda f: f.assign(image=["https://a.b/c.jpg", *f["image"][1:]]),
-         "1 path are addresses"),
+         "1 link to the internet instead of paths"),
         (lambda f: f.assign(image=[None, *f["image"][1:]]), "1 row without a path (row 2)"),
         (lambda f: pd.concat([f, f.iloc[[3, 5]]]), "2 images stand in several rows: "),
         (lambda f: f.assign(image=["gone.png", *f["image"][1:]]), "gone.png: no such file"),

@@ -130,6 +130,25 @@ def test_links_are_followed_without_loops(tmp_path):
     in_cat = [path for path in sorted(table.rows["path"]) if path.startswith("cat")]
     assert in_cat == ["cat/0.png", "cat/1.png", "cat/2.png", "cat/link/far.png"]
     assert len(table.rows) == 7
+    assert f"1 link leads out of {root}: cat/link" in table.notes
+
+
+def test_links_inside_the_folder_are_not_worth_a_word(tmp_path):
+    root = write_flat(tmp_path / "pets", {"cat": 3, "dog": 3})
+    (root / "dog/same.png").symlink_to(root / "dog/0.png")
+    (tmp_path / "alias").symlink_to(root)
+    table = read(tmp_path / "alias")
+    assert len(table.rows) == 7
+    assert not any("link" in note for note in table.notes)
+
+
+def test_odd_class_names_are_said(tmp_path):
+    root = write_flat(tmp_path / "pets", {"ab": 2, "Cat": 2, "cat": 2, "🐈": 2})
+    notes = " ".join(read(root).notes)
+    assert "class names that differ in upper and lower case only: Cat = cat" in notes
+    write_image(root / "b\nc" / "0.png")
+    text = problems_of(root)
+    assert "1 class name with line breaks, control characters or nothing but spaces" in text
 
 
 def test_class_called_train_is_a_class_where_it_holds_images(tmp_path):

@@ -37,6 +37,7 @@ class Found:
         ignored: Files and folders that play no part, by their names.
         unnamed: Images whose name is not UTF-8, written so that it can be printed, and their split.
         problems: Sentences about folders that cannot be right.
+        outside: Links that lead out of the root.
     """
 
     root: Path
@@ -46,6 +47,7 @@ class Found:
     ignored: list[str] = field(default_factory=list)
     unnamed: list[tuple[str, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
 
     def where(self, split: str) -> str:
         """Name of the folder of a split for messages."""
@@ -137,10 +139,14 @@ def _listing(folder: Path, found: Found) -> tuple[list[Path], list[str]]:
         with os.scandir(folder) as entries:
             shown = [e for e in entries if not e.name.startswith(".") and e.name not in LITTER]
             folders = [e.name for e in shown if e.is_dir()]
+            links = [e.path for e in shown if e.is_symlink()]
             files = [e.name for e in shown if not e.is_dir()]
     except OSError as error:
         found.problems.append(f"{folder} cannot be listed: {(error.strerror or '').lower()}")
         return [], []
+    for link in links:
+        if not Path(os.path.realpath(link)).is_relative_to(found.root):
+            found.outside.append(escaped(os.path.relpath(link, found.root)))
     names = sorted(folders, key=natural_order)
     return [folder / name for name in names], sorted(files, key=natural_order)
 

@@ -144,11 +144,11 @@ def _lengths(raw: pa.Array) -> NDArray[np.int64]:
     """Number of labels of each image."""
     if pa.types.is_list(raw.type) or pa.types.is_large_list(raw.type):
         lengths = pc.list_value_length(raw).fill_null(0)
-        return lengths.to_numpy(zero_copy_only=False).astype(np.int64)
+        return np.asarray(lengths, np.int64)
     there = raw.is_valid()
     if pa.types.is_string(raw.type) or pa.types.is_large_string(raw.type):
         there = pc.and_(there, pc.not_equal(raw, "").fill_null(False))
-    return there.to_numpy(zero_copy_only=False).astype(np.int64)
+    return np.asarray(there.cast(pa.int8()), np.int64)
 
 
 def _one_each(listing: Listing, raw: pa.Array, lengths: NDArray[np.int64], labels: Labels) -> None:

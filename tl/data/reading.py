@@ -22,7 +22,7 @@ from tl.data.looks import LOOK
 from tl.data.sources import list_images
 from tl.data.sources.listing import NO_SPLIT, SPLITS, Listing
 from tl.data.splits import assign_splits, without_test
-from tl.data.table import TYPES, ImageTable, plain_type
+from tl.data.table import SPLIT_TYPE, TYPES, ImageTable, plain_type
 
 SHOWN_BAD = 10
 SHOWN_CLASSES = 10
@@ -120,7 +120,9 @@ class _Job:
         listing, labels, config, facts = self.listing, self.labels, self.config, looked.pop()
         problems, notes = self.known_problems(), [*listing.notes, *labels.notes]
         bad = pc.not_equal(facts["reason"], "").to_numpy(zero_copy_only=False)
-        quarantined = self._quarantined(facts, bad)
+        # A row whose path cannot be used has no name, and stands among the problems already.
+        named = pc.not_equal(facts["path"], "").to_numpy(zero_copy_only=False)
+        quarantined = self._quarantined(facts, bad & named)
         if len(quarantined) and config.bad_images is BadImages.fail:
             problems.append(_bad_images_text(quarantined, len(listing) + len(listing.unnamed)))
         elif len(quarantined):
@@ -182,7 +184,7 @@ class _Job:
         wanted = ("path", "sha256", "label", "labels", "group")
         table = table.select([name for name in wanted if name in table.schema.names])
         frame = table.to_pandas(types_mapper=plain_type)
-        frame["split"] = pd.Categorical.from_codes(codes, SPLITS)  # type: ignore[arg-type]
+        frame["split"] = pd.Categorical.from_codes(codes, dtype=SPLIT_TYPE)
         assigned = assign_splits(
             frame,
             task=self.labels.task,
@@ -229,6 +231,8 @@ class _Job:
         if not self.given and not self._has_train():
             names = [listing.split_names.get(s, s) for s in SPLITS if self._has(s)]
             lacking = "folder train" if folders else "train"
+            if not names:  # no image at all, which is said elsewhere
+                return []
             return [f"{self._shown} has {' and '.join(names)}, but no {lacking}"]
         if labels.task is Task.regression:
             return []
@@ -324,8 +328,10 @@ def _sorted(table: pa.Table, splits: NDArray[np.int64], *places: str) -> pa.Tabl
 def _frame(table: pa.Table) -> pd.DataFrame:
     """The same for pandas, without a Python object a row."""
     codes = table["split"].to_numpy()
-    rows = table.drop_columns(["split"]).to_pandas(types_mapper=plain_type, split_blocks=True)
-    rows["split"] = pd.Categorical.from_codes(codes, SPLITS, ordered=True)  # type: ignore[arg-type]
+    rows: pd.DataFrame = table.drop_columns(["split"]).to_pandas(
+        types_mapper=plain_type, split_blocks=True
+    )
+    rows["split"] = pd.Categorical.from_codes(codes, dtype=SPLIT_TYPE)
     order = [name for name in TYPES if name in rows]
     return rows[[*order, *(name for name in rows if name not in TYPES)]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -19,11 +19,12 @@ from tl.data.sources.listing import SPLITS
 from tl.data.stores import FileStore, Images, ImageStore
 
 HASHED_AT_ONCE = 65_536  # rows
+SPLIT_TYPE = pd.CategoricalDtype(list(SPLITS), ordered=True)
 # Few types, and none with a Python object a row: a million rows are arrays of some megabytes.
 TYPES: dict[str, Any] = {
     "path": pd.StringDtype("pyarrow"),
     "label": np.dtype(np.int32),
-    "split": pd.CategoricalDtype(SPLITS, ordered=True),
+    "split": SPLIT_TYPE,
     "sha256": pd.StringDtype("pyarrow"),
     "width": np.dtype(np.int32),
     "height": np.dtype(np.int32),
@@ -80,7 +81,7 @@ class ImageTable:
     store: ImageStore = None  # type: ignore[assignment] # set below
 
     def __post_init__(self) -> None:
-        if self.store is None:
+        if cast(Any, self.store) is None:
             object.__setattr__(self, "store", FileStore(self.root))
         types = {name: kind for name, kind in TYPES.items() if name in self.rows}
         object.__setattr__(self, "rows", self.rows.astype(types))

@@ -323,4 +323,5 @@ def weights_of(column: Any, describe: Any, problems: list[str]) -> NDArray[np.fl
         return None
     if not (values > 0).any():
         problems.append("all weights are 0")
-    return values.astype(np.float32)
+    found: NDArray[np.float32] = values.astype(np.float32)
+    return found

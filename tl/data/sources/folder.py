@@ -73,6 +73,9 @@ def _ignored_note(found: Found) -> list[str]:
     strays = [name for name in found.ignored if is_image_name(name)]
     others = [n for n in found.ignored if not n.endswith("/") and not is_image_name(n)]
     beside = f"beside {' and '.join(found.split_folders.values())}"
+    outside = sorted(found.outside)
+    lead = "leads" if len(outside) == 1 else "lead"
+    links = [f"{count(len(outside), 'link')} {lead} out of {found.root}: {some(outside)}"]
     return [
         f"ignored {count(len(names), thing)} {why}: {some(names, 5)}"
         for names, thing, why in (
@@ -81,4 +84,4 @@ def _ignored_note(found: Found) -> list[str]:
             (others, "file", "without the name of an image"),
         )
         if names
-    ]
+    ] + (links if outside else [])

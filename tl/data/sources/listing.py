@@ -102,7 +102,9 @@ def split_codes(words: pa.Array, column: str) -> tuple[NDArray[np.int8], dict[st
     encoded = words.cast(pa.large_string()).dictionary_encode()
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.unify_dictionaries().combine_chunks()
-    known, names, unknown = [], {}, []
+    known: list[int] = []
+    names: dict[str, str] = {}
+    unknown: list[str] = []
     for word in encoded.dictionary.to_pylist():
         split = SPLIT_WORDS.get(word.strip().lower())
         known.append(NO_SPLIT if split is None else SPLITS.index(split))

@@ -160,7 +160,8 @@ def assemble(
         # Numbers that separate: never where one number or one class is asked for.
         split = config.task in ("auto", "multi")
         labels = labels_of(table[columns.label[0]], config.label_separator, split=split)
-    splits, called = np.full(len(table), NO_SPLIT, np.int8), {}
+    splits = np.full(len(table), NO_SPLIT, np.int8)
+    called: dict[str, str] = {}
     if columns.split is not None:
         words = text_of(table[columns.split])
         splits, called, wrong = split_codes(words, f"{origin}: column {columns.split}")
@@ -263,10 +264,11 @@ def file_names(column: Any, root: Path, origin: str, first: int, problems: list[
     )
     if len(addresses):
         problems.append(
-            f"{origin}: {count(len(addresses), 'path')} are addresses ({rows(addresses)}): images "
-            "elsewhere are read from tar shards; copy single files into a folder first"
+            f"{origin}: {count(len(addresses), 'link')} to the internet instead of paths "
+            f"({rows(addresses)}): images elsewhere are read from tar shards; copy single files "
+            "into a folder first"
         )
-        return names
+        return pc.if_else(pc.match_substring_regex(names, ADDRESS), "", names)
     odd = pc.match_substring_regex(names, r"^/|^[A-Za-z]:/|(^|/)\.{1,2}(/|$)|//|^~|\x00")
     places = np.flatnonzero(odd.to_numpy(zero_copy_only=False))
     if not len(places):

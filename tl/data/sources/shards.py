@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from tl.config import DataConfig, is_remote
 from tl.data.errors import DataError
 from tl.data.folder import SPLIT_NAMES, existing_folder, some
 from tl.data.remote import Blocks, RemoteFile, fetch, find_files
+from tl.data.sources.columns import GUESSES, labels_of, one_hot, text_of, weights_of
 from tl.data.sources.listing import Listing, plain, split_codes
-from tl.data.tar import TarStore, index_path, read_index
+from tl.data.tar import TEXTS, TarStore, index_path, read_index
 
 SUFFIX = ".tar"
 CLASSES_FILE = "classes.txt"  # beside the shards: one class name a line, where labels are numbers
 SHOWN_PROBLEMS = 10
-# Keys of the .json member that are taken where none is named.
-LABELS = ("label", "labels", "class", "class_name", "cls", "target")
-GUESSES = {"split": ("split",), "group": ("group",), "weight": ("weight",)}
+SAMPLE = 1000  # images whose .json says which keys there are
 FOLDER = "folder"  # the label is the folder that a member lies in
 
 
@@ -91,15 +91,14 @@ def _listing(
     slash, dot = (pa.scalar(sign, pa.large_string()) for sign in "/.")
     names = pc.binary_join_element_wise(relative.take(pa.array(shard)), keys, slash)
     names = pc.binary_join_element_wise(names, suffixes, dot)
-    beside = _Beside(config, table, problems)
-    labels, label_name = beside.labels()
-    words = beside.values("split")
+    beside = _Beside(config, root, table)
+    labels, label_name, classes = beside.labels()
+    words = beside.texts("split")
     if words is None:
-        words = _words_of_shards([s.url.removeprefix(prefix) for s in store.shards]).take(
-            pa.array(shard)
-        )
-    splits, split_names, wrong = split_codes(words, "split")
-    weights = beside.values("weight")
+        names_there = [shard.url.removeprefix(prefix) for shard in store.shards]
+        words = _words_of_shards(names_there).take(pa.array(shard))
+    splits, split_names, wrong = split_codes(words, f"{root}: split")
+    groups, weights = beside.texts("group"), beside.weights()
     notes = [
         f"{len(names):,} images in {len(store.shards):,} tar shards; label: {beside.shown}"
         + (f"; streamed: more than data.remote_gb={config.remote_gb:g}" if store.streamed else "")
@@ -116,12 +115,13 @@ def _listing(
             "_offset": table["offset"].to_numpy(),
             "_size": table["size"].to_numpy(),
         },
-        groups=_texts(beside.values("group")),
-        weights=beside.weights(weights) if weights is not None else None,
-        classes=_class_names(prefix, store.blocks),
+        groups=groups,
+        weights=weights,
+        classes=classes or _class_names(prefix, store.blocks),
         split_names=split_names,
         label_name=label_name,
-        problems=[*problems, *beside.problems, *wrong],
+        row_name=beside.row,
+        problems=problems or [*beside.problems, *wrong],
         notes=notes,
         key=root,
     )
@@ -130,132 +130,103 @@ def _listing(
 class _Beside:
     """What stands beside the images: `.cls`, `.txt`, or the keys of `.json`."""
 
-    def __init__(self, config: DataConfig, table: pa.Table, problems: Sequence[str]) -> None:
-        self.columns, self.table = config.columns, table
+    def __init__(self, config: DataConfig, root: str, table: pa.Table) -> None:
+        self.config, self.root, self.table = config, root, table
         self.problems: list[str] = []
         self.shown = ""
-        self._records: list[dict[str, Any]] | None = None
-        self._broken = bool(problems)
-
-    def records(self) -> list[dict[str, Any]]:
-        """The `.json` of each image; empty where it has none."""
-        if self._records is None:
-            self._records = []
-            for text in self.table["json"].to_pylist():
-                found = {}
-                with contextlib.suppress(ValueError, TypeError):
-                    found = json.loads(text)
-                self._records.append(found if isinstance(found, dict) else {})
-        return self._records
+        self.records = [_record(text) for text in table["json"].to_pylist()]
+        some_records = self.records[:SAMPLE]
+        self.keys = list(dict.fromkeys(key for record in some_records for key in record))
 
     def has(self, member: str) -> bool:
         """Whether any image has a member with this ending beside it."""
         return bool(self.table[member].null_count < len(self.table))
 
-    def keys(self) -> list[str]:
-        """Keys of the first `.json` that there is."""
-        return sorted(next(filter(None, self.records()), {})) if self.has("json") else []
+    def row(self, index: int) -> str:
+        """Where an image stands."""
+        shard = self.table["shard"][index].as_py().rpartition("/")[2]
+        return f"{shard}/{self.table['key'][index].as_py()}"
 
-    def labels(self) -> tuple[pa.Array, str]:
-        """Label of each image, and what it is called."""
-        asked = self.columns.label
+    def labels(self) -> tuple[pa.Array, str, tuple[str, ...] | None]:
+        """Label of each image, what it is called, and class names where keys are classes."""
+        asked = self.config.columns.label
         if isinstance(asked, list):
-            return self._one_hot(asked), ", ".join(asked)
-        if asked is None:
-            guesses = [key for key in LABELS if key in self.keys()] if not self.has("cls") else []
-            asked = "cls" if self.has("cls") else guesses[0] if guesses else FOLDER
-        if asked in ("cls", "txt") and self.has(asked):
-            self.shown = f".{asked}"
-            return _numbers_or_names(plain(self.table[asked])), asked
+            return self._one_hot(asked)
+        asked = asked or ("cls" if self.has("cls") else self._guess("label") or FOLDER)
         if asked == FOLDER:
-            return self._folders(), "class"
-        self.shown = f"{asked} of .json"
-        if asked not in self.keys():
-            there = ", ".join(self.keys()) or "no .json beside the images"
-            self.problems.append(f"data.columns.label={asked} is no key of .json (there: {there})")
-        return self._array([record.get(asked) for record in self.records()], asked), asked
+            return self._folders(), "class", None
+        member = asked in TEXTS and self.has(asked)
+        self.shown = f".{asked}" if member else f"{asked} of .json"
+        values = self.table[asked] if member else self._column("label", asked)
+        split = self.config.task in ("auto", "multi")
+        return labels_of(values, self.config.label_separator, split=split), asked, None
 
     def _folders(self) -> pa.Array:
         self.shown = "the folder of each member"
-        keys = plain(self.table["key"])
-        inside = pc.extract_regex(keys, r"(?:^|/)(?P<folder>[^/]+)/[^/]+$")
-        found = pc.struct_field(inside, "folder")
-        if found.null_count == len(found) and not self._broken:
-            beside = [name for name in ("json", "txt") if self.has(name)]
-            have = f"; beside them is .{' and .'.join(beside)}" if beside else ""
-            keys_there = f" with {', '.join(self.keys())}" if self.keys() else ""
+        inside = pc.extract_regex(plain(self.table["key"]), r"(?:^|/)(?P<folder>[^/]+)/[^/]+$")
+        found = pc.struct_field(inside, "folder").cast(pa.large_string())
+        if len(found) and found.null_count == len(found):
+            beside = [f".{name}" for name in ("json", "txt") if self.has(name)]
+            have = f"; beside them is {' and '.join(beside)}" if beside else ""
+            have += f" with {', '.join(self.keys)}" if self.keys else ""
             self.problems.append(
-                "the images in the shards have no labels: there is no .cls, no label in .json and "
-                f"no folder{have}{keys_there}; name the key or member with data.columns.label"
+                f"{self.root}: the images have no labels: there is no .cls, no label in .json and "
+                f"no folder{have}; name the key or member with data.columns.label"
             )
-        return found.cast(pa.large_string())
+        return found
 
-    def _one_hot(self, names: list[str]) -> pa.Array:
-        """Names of the keys that are 1, a list for each image."""
+    def _one_hot(self, names: list[str]) -> tuple[pa.Array, str, tuple[str, ...]]:
+        """Indices of the keys that are 1, a list for each image."""
         self.shown = f"{len(names)} keys of .json"
-        missing = [name for name in names if name not in self.keys()]
-        if missing:
-            self.problems.append(f"data.columns.label: .json has no key {some(missing)}")
-        found = []
-        for number, record in enumerate(self.records()):
-            values = [record.get(name, 0) for name in names]
-            if any(value not in (0, 1) for value in values) and not self.problems:
-                name, value = next((n, v) for n, v in zip(names, values, strict=True)
-                                   if v not in (0, 1))  # fmt: skip
-                key = self.table["key"][number].as_py()
-                self.problems.append(f"{key}.json: {name} must be 0 or 1, got {value!r}")
-            found.append([n for n, value in zip(names, values, strict=True) if value == 1])
-        return pa.array(found, pa.list_(pa.large_string()))
+        marks = pa.table({name: self._column("label", name) for name in names})
+        lists, sizes = one_hot(marks, names, self.problems, {"origin": self.root, "first": "1"})
+        if self.config.task != "multi" and len(sizes) and (sizes == 1).all():
+            lists = lists.flatten().cast(pa.int64())
+        return lists, some(names, 5), tuple(names)
 
-    def values(self, role: str) -> pa.Array | None:
-        """Split, group or weight of each image; None where the shards have none."""
-        asked = getattr(self.columns, role)
-        names = (asked,) if asked else GUESSES[role]
-        name = next((name for name in names if name in self.keys()), None)
+    def texts(self, role: str) -> pa.Array | None:
+        """Split or group of each image; None where the shards have none."""
+        name = getattr(self.config.columns, role) or self._guess(role)
+        return None if name is None else text_of(self._column(role, name))
+
+    def weights(self) -> NDArray[np.float32] | None:
+        """Weight of each image; None where the shards have none."""
+        name = self.config.columns.weight or self._guess("weight")
         if name is None:
-            if asked:
-                there = ", ".join(self.keys()) or "no .json beside the images"
-                self.problems.append(f"data.columns.{role}={asked} is no key of .json ({there})")
             return None
-        return self._array([record.get(name) for record in self.records()], name)
+        said: list[str] = []
+        found = weights_of(self._column("weight", name), self.row, said)
+        self.problems += [f"{self.root}: {name} of .json: {text}" for text in said]
+        return found
 
-    def _array(self, values: list[Any], name: str) -> pa.Array:
-        """Arrow's type for values of one kind."""
+    def _guess(self, role: str) -> str | None:
+        lower = {key.lower(): key for key in reversed(self.keys)}
+        return next((lower[name] for name in GUESSES[role] if name in lower), None)
+
+    def _column(self, role: str, name: str) -> pa.Array:
+        """Values of a key of `.json`, of one kind."""
+        values = [record.get(name) for record in self.records]
+        if name not in self.keys and all(value is None for value in values):
+            there = ", ".join(self.keys) or "no .json beside the images"
+            self.problems.append(f"data.columns.{role}: {name} is no key of .json (there: {there})")
         with contextlib.suppress(pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
             found = pa.array(values)
-            if pa.types.is_string(found.type):
-                return found.cast(pa.large_string())
-            if pa.types.is_list(found.type) and pa.types.is_string(found.type.value_type):
-                return found.cast(pa.list_(pa.large_string()))
             if not pa.types.is_struct(found.type):
                 return found
         kinds = sorted({type(value).__name__ for value in values if value is not None})
-        self.problems.append(f".json: {name} must be of one simple kind, got {' and '.join(kinds)}")
+        self.problems.append(
+            f"{self.root}: {name} of .json must be of one simple kind, got {' and '.join(kinds)}"
+        )
         return pa.nulls(len(values), pa.large_string())
 
-    def weights(self, values: pa.Array) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Weights as numbers; one that is missing is 1."""
-        try:
-            found = values.cast(pa.float32()).fill_null(1.0).to_numpy(zero_copy_only=False)
-        except pa.ArrowInvalid:
-            self.problems.append(f".json: weight must be a number, got {values[0].as_py()!r}")
-            return np.ones(len(values), np.float32)
-        if len(found) and not (np.isfinite(found).all() and found.min() >= 0):
-            self.problems.append(".json: weight must be a finite number of 0 or more")
-        return np.asarray(found, np.float32)
 
-
-def _texts(values: pa.Array | None) -> pa.Array | None:
-    return None if values is None else values.cast(pa.large_string())
-
-
-def _numbers_or_names(texts: pa.Array) -> pa.Array:
-    """Whole numbers where all are, else numbers, else names."""
-    for pattern, kind in ((r"^\d+$", pa.int64()), (r"^[-+]?[\d.]+(e[-+]?\d+)?$", pa.float64())):
-        if pc.all(pc.match_substring_regex(texts, pattern)).as_py():
-            with contextlib.suppress(pa.ArrowInvalid):
-                return texts.cast(kind)
-    return pc.if_else(pc.equal(texts, ""), None, texts).cast(pa.large_string())
+def _record(text: str | None) -> dict[str, Any]:
+    """A `.json`; empty where there is none, or none that can be read, which is told elsewhere."""
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _words_of_shards(names: Sequence[str]) -> pa.Array:

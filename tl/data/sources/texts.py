@@ -62,7 +62,8 @@ def first_row(file: Path) -> int:
 
 def _head(file: Path) -> bytes:
     """The first lines."""
-    lines, size = [], 0
+    lines: list[bytes] = []
+    size = 0
     try:
         with open_file(file) as stream:
             while len(lines) <= SAMPLE_ROWS and size <= LONGEST_LINE:
