@@ -15,6 +15,7 @@ MAX_PIXELS = 178_956_970
 NO_PICTURES = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "PDF"}
 WHITE = (255, 255, 255)
 EXIF_ORIENTATION = 0x0112
+HTML_START = 512  # bytes in which a web page says that it is one
 # What counts as an image when a folder is searched; a file that is named is opened in any case.
 IMAGE_SUFFIXES = frozenset(
     (
@@ -103,8 +104,15 @@ def _check_header(image: Image.Image, name: str, max_pixels: int) -> None:
 
 
 def _unidentified(source: object) -> str:
-    if isinstance(source, (str, os.PathLike)) and Path(source).stat().st_size == 0:
+    if isinstance(source, (str, os.PathLike)):
+        with Path(source).open("rb") as file:
+            start = file.read(HTML_START)
+    else:
+        start = source.getvalue()[:HTML_START] if isinstance(source, io.BytesIO) else b"?"
+    if not start:
         return "0 bytes"
+    if b"<html" in start.lower() or start.lstrip().lower().startswith(b"<!doctype html"):
+        return "a web page (HTML) under the name of an image; download the image itself"
     return "not an image that Pillow can read (cut off, damaged, or another kind of file)"
 
 
