@@ -70,7 +70,7 @@ class Judged:
         Only the parts of the decision that choose a method: thresholds are fitted by thousands.
         """
         axes = read(self.evidence, thresholds)
-        found = choose(axes, self.evidence.backbone, self.evidence.amount.images, thresholds)
+        found = choose(axes, self.evidence.backbone)
         keys = [method_key(choice) for choice in found]
         return next((key for key in keys if (key, DEFAULT) in self.fits), "linear_probe")
 

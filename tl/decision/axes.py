@@ -17,7 +17,6 @@ class Axes:
         similarity: `similar`, `different` or `unknown`.
         signal: Whether the labels say anything about the images that the probe can find; True
             where that cannot be told.
-        saturated: More images no longer help a linear classifier.
         enough: Next to nothing is left to gain.
         mixed: Different by the statistics of the pixels alone; the probe sees nothing odd.
         fired: What made it different: `quality`, `depth_gap`, `concat_gain`, `drift`.
@@ -27,7 +26,6 @@ class Axes:
     amount: str
     similarity: str
     signal: bool = True
-    saturated: bool = False
     enough: bool = False
     mixed: bool = False
     fired: tuple[str, ...] = ()
@@ -53,7 +51,6 @@ def read(evidence: Evidence, thresholds: Thresholds, *, amount: str | None = Non
         tier,
         similarity,
         signal=signal,
-        saturated=_saturated(evidence.amount.more_data, found.quality, thresholds),
         enough=_enough(found.quality, thresholds),
         mixed=fired == ("drift",),
         fired=fired,
@@ -79,7 +76,6 @@ def _similarity(
     """Whether the images differ from the pretraining's, which rules said so, and all numbers.
 
     Low quality alone says nothing at fewer than five images a class: so few keep it low anyway.
-    There, too, statistics of the pixels alone change nothing: no stage tells the classes better.
     """
     tiny = tier == TIERS[0]
     errors = t.errors if images >= t.few_images else t.errors_few
@@ -89,16 +85,11 @@ def _similarity(
         "depth_gap": beyond(gap, t.depth_gap, errors),
         "concat_gain": beyond(gain, t.concat_gain, errors),
     }
-    hints = q.value < t.quality, gap.value > t.depth_gap, gain.value > t.concat_gain
-    strange = foreign(found, t)
-    told = images >= t.few_images or any(hints)
-    rules["drift"] = strange and told and not tiny and q.value < t.good
+    rules["drift"] = foreign(found, t)
     fired = tuple(name for name, fires in rules.items() if fires)
     why = _said(found, rules, errors, t)
-    if strange and not fired and q.value >= t.good:
-        why = (*why, "foreign pixels, but the features are good enough as they are")
-    elif tiny and not fired and (q.value < t.quality or strange):
-        why = (*why, "with so few images neither low quality nor foreign pixels decide anything")
+    if tiny and not fired and q.value < t.quality:
+        why = (*why, "with so few images low quality decides nothing")
     return (DIFFERENT if fired else SIMILAR), fired, why
 
 
@@ -160,9 +151,3 @@ def plain(score: Score) -> str:
 
 def _enough(quality: Score, t: Thresholds) -> bool:
     return t.enough is not None and quality.value - t.errors * quality.error > t.enough
-
-
-def _saturated(more_data: Score | None, quality: Score, t: Thresholds) -> bool:
-    if more_data is None or quality.value >= t.good:
-        return False
-    return more_data.value + t.errors * more_data.error < t.saturated

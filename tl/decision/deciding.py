@@ -111,7 +111,7 @@ def decide(
     used = read(evidence, t, amount=amount) if amount else measured
     if similarity:
         used = replace(used, similarity=similarity, signal=True, mixed=False)
-    choice, neighbour = choose(used, evidence.backbone, evidence.amount.images, t)
+    choice, neighbour = choose(used, evidence.backbone)
     if given is not None and given.head is HeadKind.stages and choice != STAGES:
         choice, neighbour = STAGES, choice
     finetune, other = (

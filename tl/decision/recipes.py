@@ -77,7 +77,7 @@ def recipe(
     }
     ratio = {"lp_partial": 10, "norm_affine": 1, "lora": 1}.get(method, 5 if little else 3)
     choice = Choice(method, stages.get(method, ALL), lr_ratio=lr_ratio or ratio)
-    decided, _ = choose(axes, evidence.backbone, evidence.amount.images, t)
+    decided, _ = choose(axes, evidence.backbone)
     if decided.method == method and not lr_ratio and not last_stages:
         choice = decided
     return fill(
@@ -148,7 +148,8 @@ def _phases(
     if choice.stages == 0:
         return {"head": PhaseConfig(train_stages=0)}
     if choice.method == "full":
-        return {"all": PhaseConfig(train_stages=ALL)}
+        share = second_share(choice, similarity, backbone)
+        return {"all": PhaseConfig(train_stages=ALL, head_lr=rate * share if share > 1 else None)}
     epochs = head_epochs(amount.images, batch_size, budget)
     # A moving average helps what is noisy; a linear head with a falling rate is not.
     head = PhaseConfig(train_stages=0, epochs=epochs, patience=patience(epochs, chooses), ema=False)
@@ -225,16 +226,18 @@ def head_rate(backbone: Backbone) -> float:
 
 
 def second_share(choice: Choice, similarity: str, backbone: Backbone) -> float:
-    """Rate of the head after a linear probe, as a share of that before.
+    """Rate of the head where stages train, as a share of that of a probe.
 
-    The probe found a head already, which a high rate would lose; images unlike the pretraining's
-    need larger steps (Li et al. 2020, arXiv:2002.11770), and layers of attention bear less.
+    Images unlike the pretraining's need larger steps (Li et al. 2020, arXiv:2002.11770;
+    docs/decision-table.md has what we measured); layers of attention bear less. Elsewhere the probe
+    found a head already, which a high rate would lose.
     """
-    if choice.method in ("norm_affine", "lora"):
+    robust = backbone.batch_norm and not backbone.attention
+    if similarity == DIFFERENT and robust and choice.method != "lora":
+        return 3.0
+    if choice.method in ("norm_affine", "lora", "full"):
         return 1.0
-    if similarity == DIFFERENT:
-        return 1.0 if backbone.batch_norm and not backbone.attention else 0.4
-    return 0.3
+    return 0.4 if similarity == DIFFERENT else 0.3
 
 
 def batch_norm(

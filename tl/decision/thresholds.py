@@ -12,7 +12,7 @@ SIMILAR, DIFFERENT, UNKNOWN = "similar", "different", "unknown"
 class Thresholds:
     """Where one cell of the table ends and the next begins.
 
-    Published figures stand behind `tiny`, `quality`, `strong` and `huge`; the others are defaults
+    Published figures stand behind `tiny`, `quality` and `strong`; the others are defaults
     of our own. `benchmarks/regret.py` can fit them, a data set left out at a time.
 
     Args:
@@ -34,11 +34,7 @@ class Thresholds:
             0.03 to 0.07, the same in grey or as negatives 0.08 to 0.12; edges, black and white,
             32 pixels enlarged, surfaces, hands before a plain wall 0.22 to 0.43; scanned digits
             0.5, noise 1.0; photographs at 128 instead of 224 pixels 0.14.
-        few_images: With fewer training images drift is only a hint.
-        saturated: The probe gained less than this by twice the data: more images no longer help a
-            linear classifier, more trainable stages might.
-        good: From this quality on little is left to gain, though pixels be foreign or the probe
-            saturated.
+        few_images: With fewer training images `errors_few` holds.
         enough: Quality beyond which, less its error, a linear classifier is all that similar images
             need; None: off.
         chance: Labels that as many permutations fit as well as the true ones say nothing.
@@ -50,13 +46,12 @@ class Thresholds:
         batch_norm_images: With fewer training images BatchNorm keeps its statistics.
         batch_norm_batch: Likewise, images per step.
         strong: Images from which on mixup pays (BiT, Kolesnikov et al. 2020, arXiv:1912.11370).
-        huge: Images from which on everything trains, however similar (the same).
     """
 
     tiny: float = 5
     small: float = 20
     medium: float = 100
-    least_images: int = 30
+    least_images: int = 20
     medium_images: int = 0
     large_images: int = 0
     errors: float = 1.0
@@ -66,8 +61,6 @@ class Thresholds:
     concat_gain: float = 0.05
     drift: float = 0.2
     few_images: int = 64
-    saturated: float = 0.005
-    good: float = 0.95
     enough: float | None = None
     chance: float = 0.05
     chance_images: int = 40
@@ -78,7 +71,6 @@ class Thresholds:
     batch_norm_images: int = 1_000
     batch_norm_batch: int = 16
     strong: int = 20_000
-    huge: int = 500_000
 
     def bounds(self) -> tuple[float, float, float]:
         """Images a class where small, medium and large begin."""

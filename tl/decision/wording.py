@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from tl.config import BatchNormMode, FinetuneConfig
 from tl.decision.axes import Axes, plain, signed
 from tl.decision.evidence import Evidence, Score
-from tl.decision.recipes import val_chooses
+from tl.decision.recipes import second_share, val_chooses
 from tl.decision.table import ALL, STAGES, Choice, action, choose
 from tl.decision.thresholds import DIFFERENT, SIMILAR, TIERS, UNKNOWN, Thresholds
 
@@ -35,10 +35,8 @@ class Case:
     @property
     def asked(self) -> bool:
         """Whether the user fixed the method through the head."""
-        return self.choice == STAGES and (self.used.amount, self.used.similarity) != (
-            TIERS[0],
-            DIFFERENT,
-        )
+        own = self.used.amount == TIERS[0] and self.used.similarity == DIFFERENT
+        return self.choice == STAGES and (self.used.mixed or not own)
 
 
 def rule(case: Case) -> str:
@@ -99,13 +97,11 @@ def reasons(case: Case, augment: str, *, hflip: bool, vflip: bool) -> tuple[str,
         said.append(f"with quality {quality} next to nothing is left to gain")
     said += case.measured.why
     said += [f"you set {name}={value}" for name, value in case.fixed.items()]
-    if case.used.saturated and case.used.amount == TIERS[-1] and a.more_data:
-        said.append(
-            f"twice the images gain a linear classifier {signed(a.more_data)}: more of them no "
-            "longer help it, so all stages train"
-        )
     if case.used.mixed:
-        said.append("only the pixels are foreign, the features are good: small steps")
+        said.append(
+            "only the pixels are foreign, and no earlier stage tells the classes better: all "
+            "stages train, the early ones gently"
+        )
     said += _schedule(case)
     flipped = f"left-right flips {'on' if hflip else 'off'}{_drop(case.evidence.flips.horizontal)}"
     upright = f"up-down flips {'on' if vflip else 'off'}{_drop(case.evidence.flips.vertical)}"
@@ -158,12 +154,11 @@ def would_change(case: Case) -> tuple[str, ...]:
 
 def _by_amount(case: Case) -> Iterator[str]:
     """The nearest tiers where something else would train."""
-    a, t = case.evidence.amount, case.thresholds
     here = TIERS.index(case.used.amount)
     for tiers in (range(here + 1, len(TIERS)), reversed(range(here))):
         for index in tiers:
             axes = replace(case.used, amount=TIERS[index])
-            other, _ = choose(axes, case.evidence.backbone, a.images, t)
+            other, _ = choose(axes, case.evidence.backbone)
             if other != case.choice:
                 step = "larger" if index > here else "smaller"
                 same = f", in {step} steps" if action(other) == action(case.choice) else ""
@@ -192,11 +187,12 @@ def _until(case: Case, index: int) -> str:
 
 
 def _by_similarity(case: Case) -> Iterator[str]:
-    found, t = case.evidence.similarity, case.thresholds
+    found, t, backbone = case.evidence.similarity, case.thresholds, case.evidence.backbone
+    share = second_share(case.choice, case.used.similarity, backbone)
     for kind in (SIMILAR, DIFFERENT):
-        axes = replace(case.used, similarity=kind, mixed=False)
-        other, _ = choose(axes, case.evidence.backbone, case.evidence.amount.images, t)
-        if kind == case.used.similarity or other == case.choice:
+        other, _ = choose(replace(case.used, similarity=kind, mixed=False), backbone)
+        change = second_share(other, kind, backbone) / share
+        if kind == case.used.similarity or (other == case.choice and change == 1):
             continue
         how = f"similarity={kind}"
         if found is not None and kind == DIFFERENT and "similarity" not in case.fixed:
@@ -207,7 +203,9 @@ def _by_similarity(case: Case) -> Iterator[str]:
                 f"{found.depth_gap.value:+.3f}) or all stages together by {t.concat_gain:.2f} (now "
                 f"{found.concat_gain.value:+.3f}), beyond their errors"
             )
-        yield f"{how}: {action(other)}"
+        steps = f", in {'larger' if change > 1 else 'smaller'} steps"
+        same = action(other) == action(case.choice) and change != 1
+        yield f"{how}: {action(other)}{steps if same else ''}"
 
 
 def warnings(case: Case) -> tuple[str, ...]:
