@@ -354,6 +354,16 @@ def number_report(images: int = 150):
     return evaluate(t + rng.normal(0, 4, images), t, ["age"], "test", task=Task.regression)
 
 
+def many_classes_report():
+    """More classes than a confusion matrix has room for."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2001, 400)
+    p = rng.random((400, 2001)) * 1e-4
+    p[np.arange(400), np.where(rng.random(400) < 0.7, y, 5)] += 1
+    p /= p.sum(axis=1, keepdims=True)
+    return evaluate(p, y, [f"class {i}" for i in range(2001)], "val")
+
+
 def test_reports_of_each_task_are_shown(capsys):
     report = multi_report()
     display.report(report)
@@ -365,6 +375,8 @@ def test_reports_of_each_task_are_shown(capsys):
     assert head.split() == ["class", "images", "ap", "threshold", "precision", "recall", "f1"]
     display.report(multi_report(30))
     assert "the 20 with the lowest AP (10 more are not shown)" in capsys.readouterr().out
+    display.report(many_classes_report())
+    assert "confusion" not in capsys.readouterr().out
     report = number_report()
     display.report(report)
     text = capsys.readouterr().out
@@ -378,6 +390,7 @@ def test_reports_of_each_task_are_shown(capsys):
     [
         (multi_report(), "average_precision_val.png"),
         (multi_report(90), "average_precision_val.png"),
+        (many_classes_report(), "f1_val.png"),
         (number_report(), "predicted_test.png"),
         (number_report(5000), "predicted_test.png"),
     ],

@@ -56,7 +56,7 @@ class Report:
             [ap, threshold]; what is undefined (the recall of a class without images) is NaN. For
             regression one row a range of the target [from, to, images, mae, bias].
         confusion: Counts of images: true classes are the rows, predicted classes the columns; None
-            where there is more or less than one label an image.
+            with several labels or a number an image, and with more than 2,000 classes.
         classes: Names; for regression that of the target.
         task: What the images are labelled with.
         thresholds: For several labels: the probability from which each class counts as present.

@@ -13,13 +13,14 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from tl.evaluation.report import Report, refuse_infinite
 
 CALIBRATION_BINS = 15
+MOST_CONFUSED = 2000  # classes up to which there is a matrix: beyond, hundreds of megabytes
 
 
 def judge_single(
-    probabilities: ArrayLike, labels: ArrayLike, classes: Sequence[str], split: str
+    probabilities: ArrayLike, targets: ArrayLike, classes: Sequence[str], split: str
 ) -> Report:
     """Judge the predictions of one label an image; see `tl.evaluation.evaluate`."""
-    p, y = checked(probabilities, labels, classes)
+    p, y = checked(probabilities, targets, classes)
     predicted = p.argmax(axis=1)
     correct = predicted == y
     per_class = _per_class(y, predicted, classes)
@@ -34,7 +35,10 @@ def judge_single(
         "ece": calibration_error(p.max(axis=1), correct),
         "images": float(len(y)),
     }
-    confusion = confusion_matrix(y, predicted, labels=np.arange(len(classes))).astype(np.int64)
+    confusion = None
+    if len(classes) <= MOST_CONFUSED:
+        labels = np.arange(len(classes))
+        confusion = confusion_matrix(y, predicted, labels=labels).astype(np.int64)
     return Report(split, metrics, per_class, confusion, tuple(classes))
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from tl.figures.confusion import save_confusion
 from tl.figures.curves import save_curves
-from tl.figures.judged import save_average_precision, save_predicted, save_report
+from tl.figures.judged import save_predicted, save_report, save_scores
 
 __all__ = [
-    "save_average_precision",
     "save_confusion",
     "save_curves",
     "save_predicted",
     "save_report",
+    "save_scores",
 ]

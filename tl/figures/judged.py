@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,8 @@ MOST_POINTS = 3000  # images up to which each is a point
 def save_report(report: Report, folder: Path) -> Path:
     """Draw what fits the task: confusion matrix, average precision, or predicted numbers.
 
+    With too many classes for a confusion matrix the F1 of the lowest of them.
+
     Args:
         report: What `tl.evaluation.evaluate` returned.
         folder: Where the picture goes; its name says what it is, and the split.
@@ -31,8 +33,10 @@ def save_report(report: Report, folder: Path) -> Path:
         The picture.
     """
     name, save = {
-        Task.single: ("confusion", save_confusion),
-        Task.multi: ("average_precision", save_average_precision),
+        Task.single: ("confusion", save_confusion)
+        if report.confusion is not None
+        else ("f1", save_scores),
+        Task.multi: ("average_precision", save_scores),
         Task.regression: ("predicted", save_predicted),
     }[report.task]
     path = folder / f"{name}_{report.split}.png"
@@ -40,37 +44,44 @@ def save_report(report: Report, folder: Path) -> Path:
     return path
 
 
-def save_average_precision(report: Report, path: Path) -> None:
-    """Draw the average precision of each label as a bar, the worst at the bottom.
+def save_scores(report: Report, path: Path) -> None:
+    """Draw the average precision of each label, or the F1 of each class, the worst at the bottom.
 
-    The mark on a bar is the share of images with the label: what guessing would give.
+    The mark on a bar is the share of images with the label: the average precision of guessing.
 
     Args:
-        report: Of several labels an image.
+        report: Of several labels or one an image.
         path: File to write; its suffix says the format (.png, .pdf, .svg).
     """
-    table = report.per_class.dropna(subset="ap").sort_values("ap", kind="stable")
-    shown, m = table.head(MOST_BARS), report.metrics
+    m, multi = report.metrics, report.task is Task.multi
+    column, what, mean, key = (
+        ("ap", "average precision", "map", "map") if multi else ("f1", "F1", "f1_macro", "acc")
+    )
+    table = report.per_class.dropna(subset=column).sort_values(column, kind="stable")
+    shown = table.head(MOST_BARS)
     names = [f"{short(r['class'])} ({r['images']:,})" for _, r in shown.iterrows()]
     with page(Path(path), 5.0, max(0.2 * len(shown), 0.6)) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
         places = np.arange(len(shown))
-        bars = axes.barh(places, shown["ap"], color=BLUE, height=0.7, label="average precision")
-        (marks,) = axes.plot(
-            shown["images"] / m["images"], places, "|", color=ORANGE, markersize=10,
-            markeredgewidth=2, linestyle="none", label="guessing",
-        )  # fmt: skip
-        mean = axes.axvline(m["map"], color=GREY, linewidth=1, linestyle="--", label="mean (mAP)")
+        handles: list[Any] = [axes.barh(places, shown[column], color=BLUE, height=0.7, label=what)]
+        if multi:
+            handles += axes.plot(
+                shown["images"] / m["images"], places, "|", color=ORANGE, markersize=10,
+                markeredgewidth=2, linestyle="none", label="guessing",
+            )  # fmt: skip
+        handles.append(
+            axes.axvline(m[mean], color=GREY, linewidth=1, linestyle="--", label="mean of all")
+        )
         size = float(np.clip(9 - len(shown) / 30, 6, 9))
         axes.set_yticks(places, names, fontsize=size)
-        axes.set(xlim=(0, 1), ylim=(-0.6, len(shown) - 0.4), xlabel="average precision")
+        axes.set(xlim=(0, 1), ylim=(-0.6, len(shown) - 0.4), xlabel=what)
         _grid(axes, "x")
         axes.tick_params(axis="y", length=0)
-        axes.legend(handles=[bars, marks, mean], loc="upper left", bbox_to_anchor=(1.02, 1.0))
-        rest = len(table) - len(shown)
+        axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1.0))
         axes.set_title(
-            f"{report.split}: mAP {m['map']:.3f} (95 % CI {m['map_low']:.3f}–{m['map_high']:.3f}), "
-            f"{int(m['images']):,} images" + (f"; the lowest {MOST_BARS} labels" if rest else ""),
+            f"{report.split}: {'mAP' if multi else 'accuracy'} {m[key]:.3f} "
+            f"(95 % CI {m[f'{key}_low']:.3f}–{m[f'{key}_high']:.3f}), {int(m['images']):,} images"
+            + (f"; the lowest {MOST_BARS} of all" if len(table) > len(shown) else ""),
             pad=10,
         )
 

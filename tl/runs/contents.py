@@ -62,10 +62,10 @@ def keep_golden(folder: RunFolder, table: ImageTable, number: int) -> None:
 
 def job_facts(table: ImageTable, built: BuiltModel, plan: Plan) -> dict[str, str]:
     """What a person should know before the first epoch: data, model, preprocessing, plan."""
-    counts, left = table.counts(), len(table.quarantined)
+    left = len(table.quarantined)
     p = built.preprocessing
     return {
-        "data": ", ".join(f"{sum(c.values()):,} {split}" for split, c in counts.items())
+        "data": ", ".join(f"{len(table.split(split)):,} {split}" for split in table.counts())
         + f" images {_labelled(table)} ({table.root})",
         **({"data notes": " ".join("; ".join(table.notes).split())} if table.notes else {}),
         **({"left out": f"{left}: quarantined.csv says why"} if left else {}),
