@@ -108,10 +108,17 @@ class DataConfig(Checked):
         common=True,
     )
     test_fraction: float = setting(
-        0.0, "share taken for test where the data have no test; 0: none", low=0, high=0.9
+        0.0,
+        "share taken for test where the data have no test, the same for every seed; 0: none",
+        low=0,
+        high=0.9,
     )
     folds: int | None = setting(
-        None, "cross-validation: train so many times, each with another part as val", low=2, high=50
+        None,
+        "cross-validation: train so many times, each with another part as val",
+        low=2,
+        high=50,
+        common=True,
     )
     fold: int | None = setting(None, "which of data.folds is val; null: all in turn", low=0)
     batch_size: int = setting(32, "images per step, over all devices", low=1, common=True)
