@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from sklearn.datasets import load_digits
 
-from tl.audit import AuditError, Severity, audit, fixed
+from tl.audit import AuditError, Features, Severity, audit, fixed
 from tl.audit.labels import confident_errors, held_out_probabilities
 from tl.audit.near import TURNS, near_pairs
 from tl.config import BadImages, DataConfig, Task
@@ -72,7 +72,7 @@ def test_nothing_is_found_where_nothing_is_wrong(root):
     report = audit(read(root))
     assert report.findings == ()
     assert report.heading == "36 images of 2 classes: nothing found"
-    assert set(report.unchecked) == {"groups across splits", "label errors"}
+    assert set(report.unchecked) == {"groups across splits", "label errors, cut copies"}
 
 
 # --- files that cannot be read ------------------------------------------------------------------
@@ -99,7 +99,7 @@ def test_unreadable_files_are_told_apart(root):
         ],
     }
     notes = " ".join(found["not_an_image"].notes)
-    for text in ("pointer of Git LFS", "an HTML page", "a HEIC photograph", "a PDF"):
+    for text in ("pointer of Git LFS", "a web page (HTML)", "a HEIC photograph", "a PDF"):
         assert text in notes
     assert all(f.severity is Severity.error for f in found.values())
 
@@ -376,6 +376,21 @@ def test_confident_learning_by_hand():
     labels = np.array([0, 0, 0, 1, 1])
     rows, said = confident_errors(probabilities, labels)
     assert (rows.tolist(), said.tolist()) == ([2], [1])
+
+
+def test_images_that_a_network_finds_alike_are_named_across_splits():
+    rng = np.random.default_rng(0)
+    rows = rows_of({"train": [20, 20], "val": [10, 10]})
+    table = ImageTable(Path("/data"), ("a", "b"), rows)
+    values = rng.normal(size=(60, 64)).astype(np.float32)
+    values[45] = values[3] + 0.2 * rng.normal(size=64)  # val and train
+    values[10] = values[11] + 0.2 * rng.normal(size=64)  # both in train
+    report = audit(table, Features(values, np.arange(60), "net"))
+    (finding,) = (f for f in report.findings if f.kind == "alike_across_splits")
+    assert finding.rows.tolist() == [3, 45]
+    assert finding.sets.tolist() == [1, 1]
+    assert finding.severity is Severity.note
+    assert not len(finding.fix)
 
 
 # --- the report ---------------------------------------------------------------------------------

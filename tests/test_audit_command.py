@@ -38,7 +38,7 @@ def test_audit_shows_writes_and_logs_what_it_found(tl, spoilt):
         "copies_across_splits: 2 images with the same bytes lie in several splits, in 1 set: "
         "figures on",
         "copies_with_other_labels: 1 image stands under several labels, as 2 copies",
-        "label errors: they need a network: tl audit model=NAME",
+        "label errors, cut copies: they need a network: tl audit model=NAME",
         str(Path("found/audit.html").absolute()),
     ):
         assert text in done.out

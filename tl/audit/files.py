@@ -17,14 +17,15 @@ UNREADABLE = {
     "empty": (("0 bytes",), "delete it, or copy it again"),
     "truncated": (("truncated",), "copy it again from where it came"),
     "too_many_pixels": (("over the limit",), "scale it down, or raise data.max_pixels"),
-    "not_an_image": (("not an image", "hold no pixels"), "delete it, or save it as PNG or JPEG"),
+    "not_an_image": (
+        ("not an image", "hold no pixels", "web page"),
+        "delete it, or save it as PNG or JPEG",
+    ),
     "unreadable": ((), "mend or delete it"),
 }
 TAKEN = "audit: "  # how the reason begins where `audit=fix` took an image out
 HEAD = 512  # bytes that tell what a file is
 CONTENTS = (
-    (b"<!doctype html", "an HTML page"),
-    (b"<html", "an HTML page"),
     (b"<?xml", "an XML file"),
     (b"<svg", "an SVG drawing"),
     (b"%pdf", "a PDF"),
@@ -61,10 +62,12 @@ def unreadable(quarantined: pd.DataFrame, root: Path) -> Iterator[Finding]:
         if not len(found):
             continue
         reasons = [
-            _sniffed(root / path, reason) if kind == "not_an_image" else reason
+            _sniffed(root / path, reason) if "not an image" in reason else reason
             for path, reason in zip(found["path"], found["reason"], strict=True)
         ]
-        examples = pd.Series(reasons).str.split(" (", regex=False).str[0].value_counts().to_dict()
+        examples = (
+            pd.Series(reasons).str.split(r" \(|;", regex=True).str[0].value_counts().to_dict()
+        )
         yield Finding(
             kind,
             Severity.error,

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from tl.audit.alike import alike_across_splits
 from tl.audit.classes import class_counts, groups, target_values
 from tl.audit.copies import copies, near_copies
 from tl.audit.files import TAKEN, odd_images, unreadable
 from tl.audit.findings import Finding, Rows, Severity, by_severity, images
 from tl.audit.labels import label_errors
-from tl.audit.near import EXACT
+from tl.audit.near import TURNED
 from tl.audit.shortcuts import file_facts
 from tl.config import RequestError, Task
 from tl.data.errors import DataError
@@ -122,11 +123,8 @@ def audit(table: ImageTable, features: Features | None = None) -> AuditReport:
     found = [*unreadable(table.quarantined, table.root), *odd_images(rows), *copies(rows, labels)]
     if "phash" in rows and rows["phash"].ne("").any():
         found += near_copies(rows, labels)
-        if len(rows) > EXACT:
-            unchecked["every pair of looks"] = (
-                f"above {EXACT:,} images each is compared with those most alike: "
-                "a few near copies may be missed"
-            )
+        if len(rows) > TURNED:
+            unchecked["mirrored and turned copies"] = f"there are more than {TURNED:,} images"
     else:
         unchecked["looks, near copies"] = "the images were not decoded: data.check=false"
     if "group" in rows:
@@ -140,13 +138,22 @@ def audit(table: ImageTable, features: Features | None = None) -> AuditReport:
     if table.task is Task.single:
         found += file_facts(rows, labels)
     if features is None:
-        unchecked["label errors"] = "they need a network: tl audit model=NAME"
-    elif table.task is not Task.single:
-        unchecked["label errors"] = "only for images of one class each"
+        unchecked["label errors, cut copies"] = "they need a network: tl audit model=NAME"
     else:
-        own = labels[features.rows]
-        found += label_errors(features.values, own, features.rows, table.classes, features.model)
+        found += _by_network(table, features, labels, found)
+        if table.task is not Task.single:
+            unchecked["label errors"] = "only for images of one class each"
     return AuditReport(table, tuple(by_severity(found)), unchecked)
+
+
+def _by_network(
+    table: ImageTable, features: Features, labels: Rows, found: Sequence[Finding]
+) -> Iterator[Finding]:
+    copies_known = {int(row) for f in found if "copies" in f.kind for row in f.rows}
+    values, at, model = features.values, features.rows, features.model
+    yield from alike_across_splits(values, at, table.rows, copies_known, model)
+    if table.task is Task.single:
+        yield from label_errors(values, labels[at], at, table.classes, model)
 
 
 def _label_numbers(table: ImageTable) -> Rows:
