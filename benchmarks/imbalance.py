@@ -55,13 +55,16 @@ def long_tailed(table: ImageTable, ratio: float, seed: int) -> ImageTable:
 
 def fit(table: ImageTable, args: argparse.Namespace, method: str, seed: int) -> dict[str, float]:
     """Train; accuracy on evenly mixed classes, as in train, and the least recall."""
-    config = compose(
-        "train",
-        [f"finetune={args.finetune}", "finetune.epochs=20", "augment=none", f"seed={seed}"]
-        + ["trainer=cpu", f"model={args.model}", "model.image_size=112", "cache.mode=on"],
-        {"data.root": str(table.root), "cache.dir": str(args.work / "cache")}
-        | {"model.weights": str(ASSETS / "weights")},
+    settings = (
+        *(f"finetune={args.finetune}", "finetune.epochs=20", "augment=none", f"seed={seed}"),
+        *(f"model={args.model}", "model.image_size=112", "trainer=cpu", "cache.mode=on"),
     )
+    places = {
+        "data.root": str(table.root),
+        "model.weights": str(ASSETS / "weights"),
+        "cache.dir": str(args.work / "cache"),
+    }
+    config = compose("train", [*settings], places)
     with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
         prepare(config.trainer, seed)
         built = build_model(config.model, table.classes)

@@ -38,16 +38,8 @@ MAY_IMPORT = {
     "display": {"config", "evaluation", "figures"},
     "training": {
         *("config", "data", "models", "finetuning", "graph", "cache", "cores", "engine", "module"),
-        *(
-            "evaluation",
-            "display",
-            "files",
-            "decision",
-            "evidence",
-            "losses",
-            "scores",
-            "imbalance",
-        ),
+        *("evaluation", "display", "files", "decision", "evidence"),
+        *("losses", "scores", "imbalance"),
     },
     "export": {"config", "bundle", "graph", "models", "quiet", "runs"},
     "predictions": {"config", "bundle", "files"},
