@@ -186,7 +186,7 @@ BAD = {
         [ONE, ("x.jpg", image(1, "JPEG")), ("x.cls", b"ant")],
         "1 samples have several images (first: x has png and jpg); name one of them",
     ),
-    "no label": ([ONE], "x.png"),
+    "no label": ([ONE], "1 of 13 images has no label in cls (1.tar/x)"),
     "broken image": ([("x.png", image(1)[:300]), ("x.cls", b"ant")], "1.tar/x.png: truncated"),
 }
 
@@ -242,7 +242,7 @@ def test_a_wrong_key_is_told_with_those_that_there_are(tmp_path):
     with pytest.raises(DataError, match=r"no label in \.json .* age, species; name the key"):
         read_table(config, seed=0, cache_dir=None)
     config.columns.label = "specis"
-    with pytest.raises(DataError, match=r"specis is no key of \.json \(there: age, species\)"):
+    with pytest.raises(DataError, match=r"label: specis is no key of \.json \(there: age, species\)"):
         read_table(config, seed=0, cache_dir=None)
 
 

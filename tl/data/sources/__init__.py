@@ -88,10 +88,18 @@ def _folder_format(path: Path) -> DataFormat:
     folders = [entry for entry in entries if entry.is_dir()]
     if any(name.endswith(".tar") for name in files) and not folders:
         return DataFormat.shards
+    if folders and not files and all(map(_only_shards, folders)):
+        return DataFormat.shards
     tables = any(name.endswith(".parquet") for name in files)
     if (tables and not folders) or (not tables and _only_tables(folders)):
         return DataFormat.datasets
     return DataFormat.folder
+
+
+def _only_shards(folder: Path) -> bool:
+    """Whether a folder, such as one of a split, holds tar files and nothing else."""
+    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    return bool(entries) and all(entry.name.lower().endswith(".tar") for entry in entries)
 
 
 def _only_tables(folders: list[Path]) -> bool:

@@ -134,9 +134,8 @@ class _Beside:
         self.config, self.root, self.table = config, root, table
         self.problems: list[str] = []
         self.shown = ""
-        self.records = [_record(text) for text in table["json"].to_pylist()]
-        some_records = self.records[:SAMPLE]
-        self.keys = list(dict.fromkeys(key for record in some_records for key in record))
+        sample = map(_record, table["json"].slice(0, SAMPLE).to_pylist())
+        self.keys = list(dict.fromkeys(key for record in sample for key in record))
 
     def has(self, member: str) -> bool:
         """Whether any image has a member with this ending beside it."""
@@ -205,7 +204,12 @@ class _Beside:
 
     def _column(self, role: str, name: str) -> pa.Array:
         """Values of a key of `.json`, of one kind."""
-        values = [record.get(name) for record in self.records]
+        texts = self.table["json"]
+        values = [
+            _record(text).get(name)
+            for start in range(0, len(texts), SAMPLE)  # few Python objects at a time
+            for text in texts.slice(start, SAMPLE).to_pylist()
+        ]
         if name not in self.keys and all(value is None for value in values):
             there = ", ".join(self.keys) or "no .json beside the images"
             self.problems.append(f"data.columns.{role}: {name} is no key of .json (there: {there})")
