@@ -57,7 +57,8 @@ def save_scores(report: Report, path: Path) -> None:
     column, what, mean, key = (
         ("ap", "average precision", "map", "map") if multi else ("f1", "F1", "f1_macro", "acc")
     )
-    table = report.per_class.dropna(subset=column).sort_values(column, kind="stable")
+    table = report.per_class.dropna(subset=column)
+    table = table.sort_values([column, "images"], ascending=[True, False], kind="stable")
     shown = table.head(MOST_BARS)
     names = [f"{short(r['class'])} ({r['images']:,})" for _, r in shown.iterrows()]
     with page(Path(path), 5.0, max(0.2 * len(shown), 0.6)) as figure:
