@@ -53,9 +53,10 @@ def cross_validate(config: TrainConfig, train: Train) -> TrainResult:
     runs.create_folds(folder, asked)
     with resumable(folder), tracking.start_run(**runs.labels(folder, above)) as tracked:
         tracked.log_job(runs.folds_params(asked), to_yaml(asked), table.fingerprint())
-        results = []
+        results, last = [], (asked.data.folds or 0) - 1
         for fold in each_fold(folder, asked):
-            display.say(f"\n--- fold {fold.number} of 0 to {(asked.data.folds or 0) - 1} ---\n")
+            known = ": done before" if fold.result else ""
+            display.say(f"\n--- fold {fold.number} of 0 to {last}{known} ---\n")
             results.append(fold.result or train(fold.config))
             note_fold(folder, fold, results[-1])
         summary = sum_up(folder, asked, results)

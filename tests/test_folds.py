@@ -70,6 +70,8 @@ def test_the_sum_of_the_folds(whole, photos):
     assert whole.metrics["val/images"] == sum(m["val/images"] for m in each) == 27
     assert whole.metrics["epochs"] == 3
     assert "val/acc_low" not in whole.metrics
+    assert whole.row("val")["accuracy"] == whole.headline == whole.metrics["val/acc"]
+    assert np.isnan(whole.row("val")["95 % low"]), "folds share images: a mean has no interval"
     # Each image of train once, by the model of its fold, and none of test.
     table = pd.read_parquet(whole.output_dir / "predictions.parquet")
     images = [path.relative_to(photos).as_posix() for path in (photos / "train").rglob("*.png")]
@@ -124,6 +126,7 @@ def test_an_interrupted_cross_validation_goes_on(command, photos, whole, tmp_pat
     first = (out / "fold-0/metrics.json").stat().st_mtime_ns
     done = command("train", f"resume={out}")
     assert done.code == 0, done.err
+    assert "fold 0 of 0 to 2: done before" in done.out
     assert (out / "fold-0/metrics.json").stat().st_mtime_ns == first, "fold 0 was done"
     one, two = (read(folder / "folds.json")["metrics"] for folder in (whole.output_dir, out))
     assert one["val/loss"] == two["val/loss"]

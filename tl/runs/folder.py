@@ -6,6 +6,7 @@ import errno
 import json
 import time
 from dataclasses import asdict, dataclass
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -232,12 +233,15 @@ class TrainResult:
         return next(self.metrics[key] for key in keys if key in self.metrics)
 
     def row(self, split: str) -> dict[str, Any]:
-        """Row of a table that compares runs: headline of a split with its interval, cost."""
+        """Row of a table that compares runs: headline of a split with its interval, cost.
+
+        A mean over folds has no interval: NaN.
+        """
         key = next(name for name in HEADLINES if f"{split}/{name}" in self.metrics)
         return {
             HEADLINES[key]: self.metrics[f"{split}/{key}"],
-            "95 % low": self.metrics[f"{split}/{key}_low"],
-            "95 % high": self.metrics[f"{split}/{key}_high"],
+            "95 % low": self.metrics.get(f"{split}/{key}_low", nan),
+            "95 % high": self.metrics.get(f"{split}/{key}_high", nan),
             "seconds": round(self.metrics["fit_seconds"], 1),
             "trained parameters": self.trainable_parameters,
         }
