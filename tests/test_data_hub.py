@@ -154,7 +154,7 @@ def test_imagefolder_with_metadata(photos):
 
 
 def test_split_folders_are_splits_not_classes(image_folder):
-    """The trap of `imagefolder`: read with data_files="**", train and val are its classes."""
+    """A folder is read by our own rules: `imagefolder` may make classes of its splits."""
     assert read(image_folder()).classes == CLASSES
 
 

@@ -13,7 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tl.config import BadImages, ColumnsConfig, ConfigError, DataConfig, Task, compose
+from tl.config import (
+    BadImages,
+    ColumnsConfig,
+    ConfigError,
+    DataConfig,
+    Task,
+    absolute_data,
+    compose,
+)
 from tl.data import DataError, read_table
 from tl.data.stores import FileStore
 
@@ -464,6 +472,46 @@ def test_missing_files_and_tables_are_said(photos, tmp_path):
     assert f"there is no file {root}/photo.csv" in problems_of(root / "photo.csv")
     assert "did you mean photos.csv?" in problems_of(root / "photo.csv")
     assert "data.table: there is no file" in problems_of(root, table=str(root / "x.csv"))
+
+
+def test_settings_of_the_data_travel(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    here = compose("train", ["data.root=x", "data.table=t.csv"])
+    moved = absolute_data(here.data)
+    assert (moved.root, moved.table) == (f"{tmp_path}/x", f"{tmp_path}/t.csv")
+    far = compose("train", ["data.root=s3://b/{0..9}.tar"])
+    assert absolute_data(far.data).root == "s3://b/{0..9}.tar"
+
+
+@pytest.mark.parametrize(
+    "root", ["b/{0..9}.tar", "s-{0,1}.tar", "https://h/a=1.tar", "photos (1)", "a[1]", "'x{1}'"]
+)
+def test_names_with_signs_that_hydra_knows_need_no_quotes(root):
+    assert compose("train", [f"data.root={root}"]).data.root == root.strip("'")
+
+
+def test_interpolations_stay_what_they_are(monkeypatch):
+    monkeypatch.setenv("PHOTOS", "/photos")
+    assert compose("train", ["data.root=${oc.env:PHOTOS}/x"]).data.root == "/photos/x"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.columns.label=3"], "data.columns.label must be a column name or a list of them"),
+        (["data.columns.label=[]"], "data.columns.label must be a column name or a list of them"),
+        (["data.label_separator=''"], "data.label_separator must not be empty"),
+        (["data.fold=3"], "data.fold=3, but there are no data.folds"),
+        (["data.fold=5", "data.folds=5"], "data.fold=5, but data.folds=5; the first is 0"),
+        (["data.val_fraction=0.5", "data.test_fraction=0.5"], "leave less than 5 % for train"),
+        (["data.task=labels"], "data.task must be one of auto, single, multi, regression"),
+        (["data.columns.lable=x"], "data.columns.lable"),
+    ],
+)
+def test_settings_that_cannot_be_right(overrides, words):
+    with pytest.raises(ConfigError) as caught:
+        compose("train", ["data.root=x", *overrides])
+    assert words in str(caught.value)
 
 
 def test_packed_manifest(photos):

@@ -10,7 +10,7 @@ from typing import Any
 from tl.advice import forecast
 from tl.advice.ranking import Candidate
 from tl.advice.sections import Section, percent, points
-from tl.config import AdviseConfig, FinetuneConfig, PhaseConfig
+from tl.config import AdviseConfig, DataConfig, FinetuneConfig, PhaseConfig
 from tl.decision import Cost, Decision
 from tl.decision.evidence import Evidence, Score
 
@@ -196,7 +196,7 @@ def next_steps(config: AdviseConfig, chosen: Candidate, folder: Path) -> Section
     by_plan = f"{train_command(folder)} finetune.epochs=5"
     asked = shlex.join(
         [
-            f"data.root={config.data.root}",
+            *_data_words(config.data),
             f"model.name={chosen.name}",
             *([] if config.model.weights == "hub" else [f"model.weights={config.model.weights}"]),
         ]
@@ -208,6 +208,19 @@ def next_steps(config: AdviseConfig, chosen: Candidate, folder: Path) -> Section
         "files": f"advice.html, advice.md, plan.yaml, evidence.json, decision.json in {folder}",
     }
     return _facts(f"how to go on with {chosen.decision.method}", rows)
+
+
+def _data_words(data: DataConfig) -> list[str]:
+    """What tells the same images on a command line."""
+    words = [f"data.root={data.root}"]
+    if data.table is not None:
+        words.append(f"data.table={data.table}")
+    if data.task != "auto":
+        words.append(f"data.task={data.task}")
+    for name, column in vars(data.columns).items():
+        value = f"[{','.join(column)}]" if isinstance(column, list) else column
+        words += [] if value is None else [f"data.columns.{name}={value}"]
+    return words
 
 
 def train_command(folder: Path) -> str:

@@ -17,7 +17,7 @@ from tl.advice.page import page
 from tl.advice.ranking import Candidate
 from tl.advice.sections import Section
 from tl.advice.text import markdown
-from tl.config import AdviseConfig, RequestError
+from tl.config import AdviseConfig, RequestError, absolute_data
 from tl.decision.augmenting import augmentation
 from tl.files import replacing
 
@@ -83,9 +83,8 @@ def plan_yaml(config: AdviseConfig, candidate: Candidate, folder: Path) -> str:
         weights=weights,
         image_size=config.model.image_size or decision.image_size,
     )
-    root = str(Path(config.data.root).expanduser().absolute())
     values = {
-        "data": _changed(replace(config.data, root=root)),
+        "data": _changed(absolute_data(config.data)),
         "model": _changed(model),
         "augment": _plain(augmentation(decision, config.augment)),
         "finetune": _without_nulls(_plain(decision.finetune)),
@@ -120,12 +119,11 @@ def _plain(node: Any) -> dict[str, Any]:
 def _changed(node: Any) -> dict[str, Any]:
     """Settings that are not their defaults."""
     assert is_dataclass(node)
-    usual = {f.name: f.default for f in fields(node) if f.default is not MISSING}
-    return {
-        name: value
-        for name, value in _plain(node).items()
-        if name not in usual or getattr(node, name) != usual[name]
+    usual = {
+        f.name: f.default if f.default_factory is MISSING else f.default_factory()
+        for f in fields(node)
     }
+    return {k: v for k, v in _plain(node).items() if getattr(node, k) != usual[k]}
 
 
 def _without_nulls(values: Any) -> Any:

@@ -14,7 +14,9 @@ from tl.config.data import (
     DataConfig,
     DataFormat,
     Task,
+    absolute_data,
     is_remote,
+    quoted_place,
 )
 from tl.config.errors import NO_YAML, ConfigError, Interrupted, ProblemsError, RequestError, TlError
 from tl.config.pipelines import (
@@ -114,11 +116,13 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "Trains",
+    "absolute_data",
     "compose",
     "convert",
     "is_remote",
     "limit_problems",
     "no_phase",
+    "quoted_place",
     "register_schemas",
     "schema_keys",
     "setting",

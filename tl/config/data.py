@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
@@ -160,3 +162,24 @@ class DataConfig(Checked):
 def is_remote(root: str) -> bool:
     """Whether `data.root` names something that is no path of this machine."""
     return root.startswith(REMOTE)
+
+
+def quoted_place(override: str) -> str:
+    """An override of `data.root` or `data.table` with the quotes that Hydra wants.
+
+    Its grammar knows braces, brackets and equals signs, which names of shards and addresses have,
+    for something else. Interpolations (`${...}`) and values in quotes stay as they are.
+    """
+    match = re.fullmatch(r"(data\.(?:root|table)=)([^'\"]*[{}()\[\]=][^'\"]*)", override)
+    return f'{match[1]}"{match[2]}"' if match and "${" not in override else override
+
+
+def absolute_data(config: DataConfig) -> DataConfig:
+    """The settings with absolute paths, so that they mean the same in any working folder."""
+
+    def full(path: str) -> str:
+        local = path != MISSING and not is_remote(path)
+        return str(Path(path).expanduser().absolute()) if local else path
+
+    table = None if config.table is None else full(config.table)
+    return replace(config, root=full(config.root), table=table)

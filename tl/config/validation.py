@@ -20,6 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tl.config.data import quoted_place
 from tl.config.errors import ConfigError
 from tl.config.pipelines import PIPELINES, register_schemas
 
@@ -149,7 +150,7 @@ def compose(
     outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
         with initialize_config_module("tl.conf", version_base="1.3"):
-            config = hydra_compose(pipeline, overrides=list(overrides))
+            config = hydra_compose(pipeline, overrides=[*map(quoted_place, overrides)])
         for key, value in (values or {}).items():
             OmegaConf.update(config, key, value, force_add=False)
     except (HydraException, OmegaConfBaseException) as error:

@@ -60,15 +60,15 @@ class ArrowStore:
         Raises:
             OSError: Neither is there.
         """
-        value = self._part(place[0])[place[1]].as_py()
+        value: Any = self._part(place[0])[place[1]].as_py()
         path = None
         if isinstance(value, dict):
-            value, path = value.get("bytes"), value.get("path")
+            value, path = value["bytes"], value.get("path")
         if value is not None:
             return bytes(value)
         if not path:
             raise OSError("no image")
-        file = self.root / path
+        file: Path = self.root / str(path)
         if self.anywhere or Path(os.path.realpath(file)).is_relative_to(self.root):
             return file
         raise OSError(

@@ -265,7 +265,8 @@ def _still_true(
     }
     same = (before["bytes"] == sizes[kept]) & (before["stamp"] == stamps[kept])
     kept[kept] = same & (before["width"] * before["height"] <= max_pixels)
-    return kept & (sizes != MISSING)
+    kept &= sizes != MISSING
+    return kept
 
 
 def cache_path(cache_dir: Path, key: str | Path) -> Path:

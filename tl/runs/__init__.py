@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING, OmegaConf
 
-from tl.config import ConfigError, Interrupted, TrainConfig, is_remote
+from tl.config import ConfigError, Interrupted, TrainConfig, absolute_data
 from tl.runs.auditing import (
     audit_features,
     audit_lines,
@@ -151,16 +151,11 @@ def absolute(config: TrainConfig) -> TrainConfig:
     """The config with absolute paths of data and weights, so that any folder may resume the run."""
 
     def full(path: str) -> str:
-        given = path not in {MISSING, "hub", "none"} and not is_remote(path)
+        given = path not in {MISSING, "hub", "none"}
         return str(Path(path).expanduser().absolute()) if given else path
 
-    table = config.data.table
-    data = replace(
-        config.data, root=full(config.data.root), table=None if table is None else full(table)
-    )
-    return replace(
-        config, data=data, model=replace(config.model, weights=full(config.model.weights))
-    )
+    model = replace(config.model, weights=full(config.model.weights))
+    return replace(config, data=absolute_data(config.data), model=model)
 
 
 @contextmanager
