@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 from commands import UNTRACKED, Command
@@ -26,13 +27,15 @@ def test_other_models_are_counted_once_each(image_folder, tmp_path):
     assert note_test(table, tmp_path, one)["test"].startswith("2 other models were judged")
 
 
-def test_a_bundle_is_the_model_of_its_run(image_folder, tmp_path):
+def test_a_bundle_is_the_model_of_its_run(image_folder, tmp_path, monkeypatch):
     table = table_of(image_folder(splits={"train": 3, "val": 2, "test": 2}))
     run = tmp_path / "run"
     (run / "bundle").mkdir(parents=True)
     (run / "config.yaml").touch()
     assert note_test(table, tmp_path, run) == {}
     assert note_test(table, tmp_path, run / "bundle") == {}
+    monkeypatch.chdir(run)
+    assert note_test(table, tmp_path, Path("bundle")) == {}
     shutil.copytree(run / "bundle", tmp_path / "elsewhere")
     assert "1 other model" in note_test(table, tmp_path, tmp_path / "elsewhere")["test"]
 

@@ -35,6 +35,7 @@ def note_test(table: ImageTable, cache_dir: Path, model: Path) -> dict[str, str]
         return {}
     key = hashlib.sha256("\n".join(sorted(rows["sha256"])).encode()).hexdigest()[:16]
     file = cache_dir / "tests" / f"{key}.jsonl"
+    model = model.resolve()
     if model.name == "bundle" and (model.parent / CONFIG).exists():
         model = model.parent
     try:
