@@ -13,6 +13,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 
+import fsspec
 import numpy as np
 import pytest
 from methods import SIZE
@@ -239,10 +240,10 @@ def test_shards_that_are_missing_are_named(shards):
 def test_a_wrong_key_is_told_with_those_that_there_are(tmp_path):
     members = [ONE, ("x.json", b'{"species": "ant", "age": 3}')]
     config = DataConfig(root=str(write_tar(tmp_path / "a.tar", members)))
-    with pytest.raises(DataError, match=r"no label in \.json .* age, species; name the key"):
+    with pytest.raises(DataError, match=r"no label in \.json .* species, age; name the key"):
         read_table(config, seed=0, cache_dir=None)
     config.columns.label = "specis"
-    with pytest.raises(DataError, match=r"label: specis is no key of \.json \(there: age, species\)"):
+    with pytest.raises(DataError, match=r"specis is no key of \.json \(there: species, age\)"):
         read_table(config, seed=0, cache_dir=None)
 
 
@@ -308,6 +309,16 @@ def test_remote_shards_are_fetched_once_and_are_the_same_table(shards, address, 
     images = table_of(address, tmp_path / "cache").images("all")
     assert len({images.read(i) for i in range(len(images))}) == 36
     assert dict(Server.asked) == before
+
+
+def test_any_place_that_fsspec_knows_will_do(shards, tmp_path):
+    memory = fsspec.filesystem("memory")
+    for file in shards.iterdir():
+        memory.pipe_file(f"/bucket/photos/{file.name}", file.read_bytes())
+    for names in ("photos/s-*.tar", "photos/s-{000..002}.tar", "photos"):
+        table = table_of(f"memory://bucket/{names}", tmp_path / "cache", format="shards")
+        assert len(table.rows) == 36
+    assert table.fingerprint()["sha256"] == table_of(shards).fingerprint()["sha256"]
 
 
 def test_loader_processes_read_remote_shards(address, tmp_path):

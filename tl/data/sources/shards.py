@@ -50,7 +50,7 @@ def list_shards(
         progress: Called with (done, total) of shards.
 
     Raises:
-        DataError: There are no shards, or their place is out of reach.
+        DataError: There are no shards, they are damaged, or their place is out of reach.
     """
     root = config.root
     if not is_remote(root) and not re.search(r"[{*?\[]", root) and not root.endswith(SUFFIX):
@@ -70,16 +70,16 @@ def list_shards(
     problems = index.problems[:SHOWN_PROBLEMS]
     if len(index.problems) > SHOWN_PROBLEMS:
         problems.append(f"and {len(index.problems) - SHOWN_PROBLEMS:,} more problems of shards")
-    if not len(index.table) and not problems:
+    if problems:
+        raise DataError(problems)
+    if not len(index.table):
         ending = config.columns.image
         what = f".{ending.lstrip('.')} members" if ending else "images"
         raise DataError(f"data.root: there are no {what} in {some([s.name for s in shards])}")
-    return _listing(config, root, index.table, TarStore(index.shards, blocks), problems)
+    return _listing(config, root, index.table, TarStore(index.shards, blocks))
 
 
-def _listing(
-    config: DataConfig, root: str, table: pa.Table, store: TarStore, problems: list[str]
-) -> Listing:
+def _listing(config: DataConfig, root: str, table: pa.Table, store: TarStore) -> Listing:
     prefix = _common_folder(store.shards)
     numbers = {shard.url: number for number, shard in enumerate(store.shards)}
     encoded = plain(table["shard"]).dictionary_encode()
@@ -121,7 +121,7 @@ def _listing(
         split_names=split_names,
         label_name=label_name,
         row_name=beside.row,
-        problems=problems or [*beside.problems, *wrong],
+        problems=[*beside.problems, *wrong],
         notes=notes,
         key=root,
     )
@@ -168,7 +168,7 @@ class _Beside:
             beside = [f".{name}" for name in ("json", "txt") if self.has(name)]
             have = f"; beside them is {' and '.join(beside)}" if beside else ""
             have += f" with {', '.join(self.keys)}" if self.keys else ""
-            self.problems.append(
+            raise DataError(
                 f"{self.root}: the images have no labels: there is no .cls, no label in .json and "
                 f"no folder{have}; name the key or member with data.columns.label"
             )
