@@ -129,13 +129,15 @@ def test_rules_that_are_off_can_be_switched_on():
     assert decide(evidence(50, classes=1), thresholds=by_all).amount == "small"
     assert decide(evidence(120, classes=10), thresholds=by_all).amount == "large"
 
+
+def test_where_nothing_is_left_to_gain_a_linear_classifier_does():
     good = evidence(120, quality=0.96, error=0.005)
-    assert decide(good).method == "lp_ft"
-    found = decide(good, thresholds=Thresholds(enough=0.95))
+    found = decide(good)
     assert (found.method, found.neighbour) == ("linear_probe", "lp_ft")
     assert any("next to nothing is left to gain" in reason for reason in found.reasons)
-    unsure = evidence(120, quality=0.96, error=0.02)
-    assert decide(unsure, thresholds=Thresholds(enough=0.95)).method == "lp_ft"
+    assert decide(good, thresholds=Thresholds(enough=None)).method == "lp_ft"
+    assert decide(evidence(120, quality=0.96, error=0.02)).method == "lp_ft"
+    assert decide(evidence(120, quality=0.98, error=0.005, drift=0.9)).method == "lp_ft"
 
 
 # --- where nothing can be measured, or there is nothing to learn --------------------------------

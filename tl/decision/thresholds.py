@@ -36,7 +36,7 @@ class Thresholds:
             0.5, noise 1.0; photographs at 128 instead of 224 pixels 0.14.
         few_images: With fewer training images `errors_few` holds.
         enough: Quality beyond which, less its error, a linear classifier is all that similar images
-            need; None: off.
+            need, so little is left to gain; None: off.
         chance: Labels that as many permutations fit as well as the true ones say nothing.
         chance_images: With fewer images that cannot be told.
         flip_drop: A flip that costs the probe this much destroys classes.
@@ -61,7 +61,7 @@ class Thresholds:
     concat_gain: float = 0.05
     drift: float = 0.2
     few_images: int = 64
-    enough: float | None = None
+    enough: float | None = 0.95
     chance: float = 0.05
     chance_images: int = 40
     flip_drop: float = 0.02
