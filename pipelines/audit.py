@@ -34,12 +34,12 @@ def audit(config: AuditConfig) -> AuditReport:
     with display.bar("checking images") as progress:
         table = runs.table_to_audit(config, progress)
     report = auditing.audit(table, runs.audit_features(config, table))
-    stamp, name = time.strftime("%Y-%m-%d_%H-%M-%S"), table.root.name
+    stamp, name = time.strftime("%Y-%m-%d_%H-%M-%S"), Path(config.data.root).resolve().name
     folder = Path(config.output_dir or f"runs/{stamp}_audit_{name}").absolute()
-    job = {"experiment": name, "run_name": f"{name} · audit", "output_dir": folder}
+    job = {"experiment": name, "run_name": f"{name} · audit"}
     fixing = config.audit is AuditMode.fix
     auditing.write(report, folder, auditing.fixed(table, report) if fixing else table)
-    with tracking.start_run(config.tracking, **job, resume=False) as tracked:
+    with tracking.start_run(config.tracking, **job, output_dir=folder, resume=False) as tracked:
         tracked.log_dataset(table.fingerprint())
         tracked.log_metrics(report.metrics())
         for file in auditing.files(folder):

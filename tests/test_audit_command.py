@@ -164,6 +164,31 @@ def test_label_errors_by_a_network(tl, image_folder):
     assert set(found["near_copies_with_other_labels"]) == copies
 
 
+def test_images_inside_a_table_are_audited_too(tl, image_folder):
+    root = image_folder(splits={"": 8}, size=(64, 64))
+    files_ = sorted(root.rglob("*.png"))
+    rows = [
+        {"image": f.read_bytes(), "tags": [f.parent.name, "all"], "person": f"p{i % 5}", "split": s}
+        for i, f in enumerate(files_)
+        for s in (["train", "val"] if i == 0 else ["val" if i % 3 == 0 else "train"])
+    ]
+    pd.DataFrame(rows).to_parquet("photos.parquet")
+    done = tl(
+        *("audit", "data.root=photos.parquet", "output_dir=o", "tracking.enabled=false"),
+        *("data.columns.bytes=image", "data.columns.label=tags", "data.columns.group=person"),
+    )
+    assert done.code == 0, done.err
+    report = json.loads(Path("o/audit.json").read_text())
+    assert (report["task"], report["images"]) == ("multi", 25)
+    found = {f["kind"]: f for f in report["findings"]}
+    assert found["copies_across_splits"]["count"] == 2
+    assert found["copies_across_splits"]["files"][0]["name"] == "photos.parquet#0"
+    assert found["groups_across_splits"]["severity"] == "error"
+    page = Path("o/audit.html").read_text()
+    assert page.count("data:image/jpeg;base64,") >= 4
+    assert "blue, all" in page
+
+
 def test_an_unknown_model_is_refused(tl, image_folder):
     done = tl(
         "audit", f"data.root={image_folder()}", "model.name=resnet9000", "tracking.enabled=false"

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from tl.audit.findings import Finding, Severity, images
 from tl.config import Task
-from tl.data.table import SPLITS, ImageTable
+from tl.data.sources.listing import SPLITS
+from tl.data.table import ImageTable
 
 TINY = 5  # training images; below, the decision table calls a class tiny
 FEW = 5  # images of a class in val or test, below which its figures say next to nothing
@@ -73,9 +74,12 @@ def _imbalance(table: ImageTable, train: NDArray[np.int64]) -> Iterator[Finding]
 
 def _counts(table: ImageTable, split: str) -> NDArray[np.int64]:
     targets = table.targets(split)
+    found: NDArray[np.int64]
     if table.task is Task.multi:
-        return targets.sum(axis=0).astype(np.int64)
-    return np.bincount(targets[targets >= 0], minlength=len(table.classes))
+        found = targets.sum(axis=0).astype(np.int64)
+    else:
+        found = np.bincount(targets[targets >= 0], minlength=len(table.classes))
+    return found
 
 
 def _named(table: ImageTable, mask: NDArray[np.bool_], counts: NDArray[np.int64]) -> list[str]:

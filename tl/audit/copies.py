@@ -110,8 +110,8 @@ def near_copies(rows: pd.DataFrame, labels: Rows) -> Iterator[Finding]:
         labels: A number for the label of each.
     """
     contents = Contents.among(rows, labels)
-    seen = rows["phash"].ne("").to_numpy(bool) & (rows["contrast"].to_numpy(float) >= BLANK)
-    seen = np.flatnonzero(seen[contents.first])
+    useful = rows["phash"].ne("").to_numpy(bool) & (rows["contrast"].to_numpy(float) >= BLANK)
+    seen = np.flatnonzero(useful[contents.first]).astype(np.int64)
     hashes = rows["phash"].iloc[contents.first[seen]].tolist()
     pairs = near_pairs(hash_bits(hashes), NEAR)
     alike = len(np.unique(np.concatenate([pairs.first, pairs.second]))) / max(len(seen), 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,9 +66,7 @@ def unreadable(quarantined: pd.DataFrame, root: Path) -> Iterator[Finding]:
             _sniffed(root / path, reason) if "not an image" in reason else reason
             for path, reason in zip(found["path"], found["reason"], strict=True)
         ]
-        examples = (
-            pd.Series(reasons).str.split(r" \(|;", regex=True).str[0].value_counts().to_dict()
-        )
+        examples = [re.split(r" \(|;", reason)[0] for reason in reasons]
         yield Finding(
             kind,
             Severity.error,
@@ -141,7 +140,7 @@ def _files(
         rare = looked & (modes != counts.index[0]).to_numpy()
         yield _finding(
             "modes", Severity.note, rare,
-            f"{named(counts.to_dict())}: {images(int(rare.sum()))} of another mode than most",
+            f"{named(modes[looked])}: {images(int(rare.sum()))} of another mode than most",
             "all become RGB of 8 bits; see that the mode does not tell the class",
             notes=modes[rare].tolist(),
         )  # fmt: skip

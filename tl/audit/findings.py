@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -99,8 +100,9 @@ def stand(number: int) -> str:
     return f"{images(number)} stand{'s' if number == 1 else ''}"
 
 
-def named(counts: dict[str, int], most: int = 5) -> str:
+def named(names: Iterable[str], most: int = 5) -> str:
     """`12 RGB, 3 L`, the most frequent first."""
+    counts = Counter(names)
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     rest = len(ranked) - most
     text = ", ".join(f"{number:,} {name}" for name, number in ranked[:most])

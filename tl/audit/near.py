@@ -44,8 +44,8 @@ class Pairs:
 
     def where(self, kept: NDArray[np.bool_]) -> Pairs:
         """Some of them."""
-        parts = (self.first, self.second, self.bits, self.turn)
-        return Pairs(*(part[kept] for part in parts), self.complete)
+        first, second, bits, turn = self.first, self.second, self.bits, self.turn
+        return Pairs(first[kept], second[kept], bits[kept], turn[kept], self.complete)
 
 
 def near_pairs(hashes: Hashes, limit: int, *, exact: int = EXACT) -> Pairs:
@@ -67,7 +67,8 @@ def near_pairs(hashes: Hashes, limit: int, *, exact: int = EXACT) -> Pairs:
     # A pair may be near in several ways: the nearest counts.
     found = found[np.lexsort((found[:, 3], found[:, 2], found[:, 1], found[:, 0]))]
     _, once = np.unique(found[:, :2], axis=0, return_index=True)
-    return Pairs(*found[once].T, complete)
+    first, second, bits, turn = found[once].T
+    return Pairs(first, second, bits, turn, complete)
 
 
 def _all_pairs(hashes: Hashes, limit: int) -> Iterator[Rows]:

@@ -95,5 +95,5 @@ def perceptual_hash(grey: NDArray[np.float32]) -> str:
 
 def hash_bits(hashes: list[str]) -> NDArray[np.uint8]:
     """Hashes as bytes, (N, 32)."""
-    data = np.frombuffer(bytes.fromhex("".join(hashes)), np.uint8)
+    data = np.frombuffer(bytearray.fromhex("".join(hashes)), np.uint8)
     return data.reshape(len(hashes), BITS // 8)
