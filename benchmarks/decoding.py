@@ -3,10 +3,10 @@
     python benchmarks/decoding.py                     # the four sets of TL_ASSETS, 224 px
     python benchmarks/decoding.py --size 384 --images 200
 
-The yardstick is what an exported bundle computes (`tl.bundle`: Pillow, every pixel decoded, resized
-and cut). Each way takes its turn on the same bytes; times are those of one core (CPU time, best of
-`--repeats`), so that other programs matter little. Distances are levels of 0 to 255, before the
-normalisation.
+The way of the loaders is `tl.data.decoding`, then `eval_transform`. The yardstick is what
+an exported bundle computes (`tl.bundle`: Pillow, every pixel decoded, resized and cut). Each way
+takes its turn on the same bytes; times are those of one core (CPU time, best of `--repeats`), so
+that other programs matter little. Distances are levels of 0 to 255, before the normalisation.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ import torch
 from images import ASSETS, FOUR, every_image
 from numpy.typing import NDArray
 from PIL import Image
+from timm.data.transforms_factory import create_transform
 from torchvision.io import ImageReadMode, decode_jpeg
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional
 
 from tl.bundle import Preprocessing, open_image
 from tl.bundle.preprocessing import INTERPOLATIONS
+from tl.data.decoding import decode
 from tl.data.transforms import eval_transform
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -38,41 +38,30 @@ Way = Callable[[bytes], torch.Tensor]
 
 def ways(preprocessing: Preprocessing) -> dict[str, Way]:
     """Name -> function from the bytes of a file to a normalised tensor (3, H, W)."""
-    usual = eval_transform(preprocessing)
+    by_timm = create_transform(**preprocessing.to_dict(), is_training=False)
+    by_loader = eval_transform(preprocessing)
+    whole = create_transform(**preprocessing.to_dict() | {"crop_pct": 1.0}, is_training=False)
 
     def bundle(data: bytes) -> torch.Tensor:
         return torch.from_numpy(preprocessing(open_image(data)))
 
     def turbo(data: bytes) -> torch.Tensor:
-        pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), RGB)
-        return usual(Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()))
+        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), RGB)
 
-    def turbo_tensor(data: bytes) -> torch.Tensor:
-        pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), RGB)
-        return tensor_resize(pixels, preprocessing)
-
-    def pillow_tensor(data: bytes) -> torch.Tensor:
-        pixels = torch.from_numpy(np.asarray(open_image(data)).copy()).permute(2, 0, 1)
-        return tensor_resize(pixels, preprocessing)
+    def drafted(data: bytes, gap: float) -> torch.Tensor:
+        return by_loader(reduced(data, preprocessing, gap))
 
     found: dict[str, Way] = {
         "the bundle: Pillow, numpy": bundle,
-        "Pillow, timm's transform": lambda data: usual(open_image(data)),
-        "Pillow, window": lambda data: normal(window(open_image(data), preprocessing), data),
-        "Pillow, torchvision's tensor resize": pillow_tensor,
-        "torchvision decode_jpeg, timm's transform": turbo,
-        "torchvision decode_jpeg, tensor resize": turbo_tensor,
+        "Pillow, timm's transform": lambda data: by_timm(open_image(data)),
+        "Pillow, only what the crop keeps resized": lambda data: whole(
+            window(open_image(data), preprocessing)
+        ),
+        "**the loaders: Pillow, torchvision's resize**": lambda data: by_loader(decode(data)),
+        "torchvision's decode_jpeg, its resize": lambda data: by_loader(turbo(data)),
     }
-
-    def normal(image: Image.Image, _data: bytes) -> torch.Tensor:
-        return normalised(functional.pil_to_tensor(image), preprocessing)
-
-    def drafted(data: bytes, gap: float) -> torch.Tensor:
-        pixels = functional.pil_to_tensor(reduced(data, preprocessing, gap))
-        return tensor_resize(pixels, preprocessing)
-
     for gap in GAPS:
-        found[f"Pillow draft, {gap:g} x, tensor resize"] = partial(drafted, gap=gap)
+        found[f"Pillow's draft of {gap:g} x, its resize"] = partial(drafted, gap=gap)
     return found
 
 
@@ -95,23 +84,6 @@ def window(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     x, y = image.width / scaled[0], image.height / scaled[1]
     box = (left * x, top * y, (left + width) * x, (top + height) * y)
     return image.resize((width, height), INTERPOLATIONS[preprocessing.interpolation], box=box)
-
-
-def tensor_resize(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """Torchvision's 8-bit resize and crop."""
-    height, width = preprocessing.input_size[1:]
-    image = Image.new("L", (pixels.shape[2], pixels.shape[1]))
-    scaled = preprocessing.scaled_size(*image.size)
-    mode = InterpolationMode(preprocessing.interpolation)
-    pixels = functional.resize(pixels, [scaled[1], scaled[0]], mode, antialias=True)
-    return normalised(functional.center_crop(pixels, [height, width]), preprocessing)
-
-
-def normalised(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """Float, as the weights want it."""
-    pixels = functional.to_dtype(pixels, torch.float32, scale=True)
-    mean, std = list(preprocessing.mean), list(preprocessing.std)
-    return functional.normalize(pixels, mean, std, inplace=True)
 
 
 def levels(tensor: torch.Tensor, preprocessing: Preprocessing) -> NDArray[np.float64]:
