@@ -424,7 +424,7 @@ def test_help_of_a_pipeline_shows_its_keys(tl, name):
 
 def test_a_misspelt_pipeline_is_refused_with_the_nearest_name(tl):
     tl("trian").refused("no pipeline trian; did you mean train?")
-    tl("xyz").refused("there are advise, cache, demo, evaluate, export, predict, train")
+    tl("xyz").refused("there are advise, audit, cache, demo, evaluate, export, predict, train")
 
 
 @pytest.mark.slow
