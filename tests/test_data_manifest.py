@@ -81,8 +81,7 @@ def test_forms_give_the_table_of_the_folder(photos, name):
     assert table.root == root
     assert table.images("val").open(0).size == (40, 32)
     assert table.notes[0] == (
-        f"{root / name}: image from column image, label from column label (data.columns says "
-        "otherwise)"
+        f"{name}: image from column image, label from column label (data.columns says otherwise)"
     )
 
 
@@ -296,9 +295,13 @@ def with_bytes(root, frame, file, *, struct=False):
 def test_bytes_in_parquet_give_the_table_of_the_folder(photos, tmp_path, struct):
     root, frame = photos
     file = with_bytes(root, frame, tmp_path / "m.parquet", struct=struct)
-    cache = tmp_path / "cache"
-    table = read(file, cache_dir=cache)
+    cache, seen = tmp_path / "cache", []
+    config = DataConfig(root=str(file))
+    table = read_table(config, seed=0, cache_dir=cache, progress=lambda *s: seen.append(s))
     by_folder = read(root)
+    checked = [(done, 24) for done in range(1, 25)]
+    assert seen[-24:] == checked
+    assert seen[:-24][-1] == (24, 24)  # of unpacking
     assert table.fingerprint()["sha256"] == by_folder.fingerprint()["sha256"]
     assert sorted(table.rows["path"])[:2] == ["m.parquet#0", "m.parquet#1"]
     images = pickle.loads(pickle.dumps(table.images("val")))
@@ -309,8 +312,7 @@ def test_bytes_in_parquet_give_the_table_of_the_folder(photos, tmp_path, struct)
     # It is unpacked once, and the check is remembered.
     unpacked = list((cache / "unpacked").rglob("*.arrow"))
     before = unpacked[0].stat().st_mtime_ns
-    seen = []
-    config = DataConfig(root=str(file))
+    seen.clear()
     again = read_table(config, seed=0, cache_dir=cache, progress=lambda *s: seen.append(s))
     assert seen == []
     assert unpacked[0].stat().st_mtime_ns == before

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,12 @@ def open_arrow(file: Path) -> pa.Table:
         raise DataError(f"{file} is no Arrow file, or is cut off: {text[:160]}") from error
 
 
-def unpack(files: Sequence[Path], column: str, cache_dir: Path | None) -> list[Path]:
+def unpack(
+    files: Sequence[Path],
+    column: str,
+    cache_dir: Path | None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
     """Write the images of Parquet files down as Arrow files, once.
 
     Parquet packs thousands of images into one block, so that a single one costs all of them; Arrow
@@ -141,6 +146,7 @@ def unpack(files: Sequence[Path], column: str, cache_dir: Path | None) -> list[P
         files: Parquet files.
         column: With bytes, or structs of `bytes` and `path`.
         cache_dir: Where to; None: a folder that goes with this process.
+        progress: Called with (done, total) of the images.
 
     Raises:
         DataError: A file is damaged, or the disk is full.
@@ -148,22 +154,29 @@ def unpack(files: Sequence[Path], column: str, cache_dir: Path | None) -> list[P
     if cache_dir is None:
         _temporary.append(tempfile.TemporaryDirectory(prefix="tl-"))
         cache_dir = Path(_temporary[-1].name)
-    found = []
-    for file in files:
+    found, done = [], 0
+    rows = [pq.read_metadata(file).num_rows for file in files]
+
+    def update(row: int) -> None:
+        if progress:
+            progress(done + row, sum(rows))
+
+    for file, number in zip(files, rows, strict=True):
         status = file.stat()
         place = hashlib.sha256(os.fsencode(f"{file}\0{column}")).hexdigest()[:16]
         stamp = f"{status.st_size:x}-{status.st_mtime_ns:x}"
         target = cache_dir / "unpacked" / place / f"{stamp}.arrow"
         if not target.is_file():
-            _unpack_one(file, column, target)
+            _unpack_one(file, column, target, update)
             for old in target.parent.glob("*.arrow"):
                 if old != target:
                     old.unlink(missing_ok=True)
         found.append(target)
+        done += number
     return found
 
 
-def _unpack_one(file: Path, column: str, target: Path) -> None:
+def _unpack_one(file: Path, column: str, target: Path, update: Callable[[int], None]) -> None:
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -177,8 +190,11 @@ def _unpack_one(file: Path, column: str, target: Path) -> None:
             kind = parquet.schema_arrow.field(column).type
             schema = pa.schema({UNPACKED: kind})
             with pa.ipc.new_stream(stream, schema) as writer:
+                written = 0
                 for batch in parquet.iter_batches(BATCH, columns=[column]):
                     writer.write_batch(pa.record_batch([batch.column(0)], schema))
+                    written += len(batch)
+                    update(written)
         partial.replace(target)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{file}: its images cannot be unpacked: {str(error)[:160]}") from error

@@ -51,7 +51,7 @@ def read_table(
         seed: Decides about val.
         cache_dir: Remembers the outcome of the check; None checks everything again.
         required_splits: Splits that must have images; in training every class in each of them.
-        progress: Called with (done, total) while images are checked.
+        progress: Called with (done, total) while images are unpacked or checked.
         classes: Class names in order, where a model fixes them (evaluation). Classes without images
             and splits without every class are then allowed.
         task: What is predicted, where a model fixes it; else as `config.task` says.
@@ -65,7 +65,7 @@ def read_table(
         >>> table.counts()["train"]  # doctest: +SKIP
         {'ants': 98, 'bees': 97}
     """
-    listing = list_images(config, cache_dir)
+    listing = list_images(config, cache_dir, progress)
     asked = task or (None if config.task == "auto" else Task(config.task))
     labels = understand(listing, asked, classes)
     job = _Job(config, listing, labels, seed, required_splits, given=classes is not None)

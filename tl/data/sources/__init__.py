@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from tl.config import DataConfig, DataFormat, is_remote
 from tl.data.errors import DataError
@@ -12,6 +13,8 @@ from tl.data.folder import existing_folder, existing_path
 
 if TYPE_CHECKING:
     from tl.data.sources.listing import Listing
+
+Progress: TypeAlias = Callable[[int, int], None]
 
 MANIFESTS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".csv.gz", ".tsv.gz", ".jsonl.gz")
 # Written by datasets.save_to_disk.
@@ -25,19 +28,22 @@ READERS = {
 }
 
 
-def list_images(config: DataConfig, cache_dir: Path | None) -> Listing:
+def list_images(
+    config: DataConfig, cache_dir: Path | None, progress: Progress | None = None
+) -> Listing:
     """What the source of a config has; no image is opened for it.
 
     Args:
         config: `root`, `table`, `format` and `columns` count.
         cache_dir: For what a source must write down to be read at random.
+        progress: Called with (done, total) where that takes long.
 
     Raises:
         DataError: There is no such source, or it cannot be read at all.
     """
     module, function = READERS[source_format(config)]
     found: Listing = getattr(import_module(f"tl.data.sources.{module}"), function)(
-        config, cache_dir
+        config, cache_dir, progress
     )
     return found
 

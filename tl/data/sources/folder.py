@@ -10,11 +10,16 @@ import pyarrow as pa
 from tl.config import DataConfig
 from tl.data.errors import DataError
 from tl.data.folder import LAYOUT, Found, count, existing_folder, is_image_name, scan, some
+from tl.data.sources import Progress
 from tl.data.sources.listing import NO_SPLIT, SPLITS, Listing
 from tl.data.stores import FileStore
 
 
-def list_folder(config: DataConfig, cache_dir: Path | None) -> Listing:  # noqa: ARG001
+def list_folder(
+    config: DataConfig,
+    cache_dir: Path | None,  # noqa: ARG001
+    progress: Progress | None = None,  # noqa: ARG001
+) -> Listing:
     """Images of `<class>/*` or `train|val|test/<class>/*` (also valid, validation).
 
     Raises:

@@ -10,6 +10,7 @@ from typing import Any
 from tl.config import DataConfig
 from tl.data.errors import DataError
 from tl.data.folder import existing_path, some
+from tl.data.sources import Progress
 from tl.data.sources.listing import SPLIT_WORDS, Listing
 from tl.data.sources.tables import list_tables
 
@@ -18,7 +19,9 @@ HUB = "hub:"
 FILE = re.compile(r"^([A-Za-z]+)(?:[-_.][0-9].*)?$")
 
 
-def list_datasets(config: DataConfig, cache_dir: Path | None) -> Listing:
+def list_datasets(
+    config: DataConfig, cache_dir: Path | None, progress: Progress | None = None
+) -> Listing:
     """Images of a data set, by name or as it lies on the disk.
 
     What `datasets` writes is read with pyarrow alone; the library is needed for names only.
@@ -30,7 +33,7 @@ def list_datasets(config: DataConfig, cache_dir: Path | None) -> Listing:
         return _from_hub(config, cache_dir)
     path = existing_path(config.root)
     if path.is_file():
-        return list_tables(config, {"": [path]}, path.parent, str(path), cache_dir)
+        return list_tables(config, {"": [path]}, path.parent, str(path), cache_dir, progress)
     if (path / "dataset_dict.json").is_file():
         noted = _json(path / "dataset_dict.json")
         files = {name: _saved(path / name) for name in noted.get("splits", [])}
@@ -38,7 +41,7 @@ def list_datasets(config: DataConfig, cache_dir: Path | None) -> Listing:
         files = {"": _saved(path)}
     else:
         files = _by_name(path)
-    return list_tables(config, files, path, str(path), cache_dir)
+    return list_tables(config, files, path, str(path), cache_dir, progress)
 
 
 def _json(file: Path) -> dict[str, Any]:

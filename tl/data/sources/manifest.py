@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tl.config import DataConfig
 from tl.data.errors import DataError
 from tl.data.folder import count, existing_folder, existing_path, some
+from tl.data.sources import Progress
 from tl.data.sources.columns import (
     Columns,
     find_columns,
@@ -36,7 +37,9 @@ TEXT = pa.large_string()
 ADDRESS = r"^[A-Za-z][A-Za-z0-9+.-]+://"
 
 
-def list_manifest(config: DataConfig, cache_dir: Path | None) -> Listing:
+def list_manifest(
+    config: DataConfig, cache_dir: Path | None, progress: Progress | None = None
+) -> Listing:
     """Images of a manifest: files relative to it or to `data.root`, or bytes in Parquet.
 
     Raises:
@@ -51,7 +54,7 @@ def list_manifest(config: DataConfig, cache_dir: Path | None) -> Listing:
 
         schema = parquet_schema(file)
         if images_in(schema) and config.columns.image is None:
-            return list_tables(config, {"": [file]}, file.parent, origin, cache_dir)
+            return list_tables(config, {"": [file]}, file.parent, origin, cache_dir, progress)
         sample = _parquet(file, None)
     else:
         sample = sample_rows(file)
@@ -148,7 +151,7 @@ def assemble(
         describe: From the index of a row to its place; None: its number.
     """
     place = describe or (lambda index: f"row {index + first:,}")
-    problems, notes = [], columns.note(origin)
+    problems, notes = [], columns.note(Path(origin).name)
     if not len(table):
         problems.append(f"{origin} has no rows")
     label_name = f"column {some(columns.label, 5)}"

@@ -15,6 +15,7 @@ from tl.config import DataConfig
 from tl.data.arrow import UNPACKED, ArrowStore, open_arrow, unpack
 from tl.data.errors import DataError
 from tl.data.folder import some
+from tl.data.sources import Progress
 from tl.data.sources.columns import find_columns
 from tl.data.sources.listing import SPLIT_WORDS, SPLITS, Listing
 from tl.data.sources.manifest import assemble, parquet_schema
@@ -56,6 +57,7 @@ def list_tables(
     root: Path,
     origin: str,
     cache_dir: Path | None,
+    progress: Progress | None = None,
     *,
     elsewhere: bool = False,
 ) -> Listing:
@@ -67,6 +69,7 @@ def list_tables(
         root: Folder of the files.
         origin: Of the whole, for messages.
         cache_dir: Where the images of Parquet files are unpacked.
+        progress: Called with (done, total) of these images.
         elsewhere: Whether images may be files that the tables name.
 
     Raises:
@@ -99,7 +102,7 @@ def list_tables(
     part, row = np.repeat(np.arange(len(parts)), sizes), np.concatenate([*map(np.arange, sizes)])
     paths, column = tuple(file for _, file in flat), columns.bytes
     if any(packed):
-        paths, column = tuple(unpack(paths, column, cache_dir)), UNPACKED
+        paths, column = tuple(unpack(paths, column, cache_dir, progress)), UNPACKED
     store = ArrowStore(paths, column, root, anywhere=elsewhere)
     listing = assemble(
         config, table, columns, origin=origin, root=root, first=0, store=store,
