@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "files": set(),
     "module": {"config", "finetuning", "graph", "heads", "losses", "models", "scores"},
     "evaluation": {"config"},
-    "audit": {"bundle", "config", "cores", "data", "files"},
+    "audit": {"bundle", "config", "cores", "data", "files", "imbalance"},
     "figures": {"config", "evaluation"},
     "display": {"config", "evaluation", "figures"},
     "training": {

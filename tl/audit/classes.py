@@ -12,10 +12,11 @@ from tl.audit.findings import Finding, Severity, images
 from tl.config import Task
 from tl.data.sources.listing import SPLITS
 from tl.data.table import ImageTable
+from tl.imbalance import RATIO
 
 TINY = 5  # training images; below, the decision table calls a class tiny
 FEW = 5  # images of a class in val or test, below which its figures say next to nothing
-IMBALANCE, STRONG = 3.0, 10.0  # times as many images as the rarest class
+IMBALANCE = 3.0  # times as many images as the rarest class; from RATIO on imbalance=auto acts
 SHOWN = 5  # names in a sentence
 FAR = 6.0  # robust deviations of a target from the median
 
@@ -63,11 +64,11 @@ def _imbalance(table: ImageTable, train: NDArray[np.int64]) -> Iterator[Finding]
         return
     yield Finding(
         "imbalance",
-        Severity.warning if most / least >= STRONG else Severity.note,
+        Severity.warning if most / least >= RATIO else Severity.note,
         f"{table.classes[int(train.argmax())]} has {images(most)} in train, "
         f"{table.classes[int(np.where(train > 0, train, most + 1).argmin())]} {least:,}: "
         f"{most / least:.3g} times as many",
-        "judge by f1_macro beside the accuracy; imbalance=auto says what it does about it",
+        f"judge by f1_macro beside the accuracy; imbalance=auto acts from {RATIO:g} times on",
         names=_named(table, (train > 0) & (most >= IMBALANCE * train), train),
     )
 
