@@ -316,7 +316,7 @@ def test_any_place_that_fsspec_knows_will_do(shards, tmp_path):
     for file in shards.iterdir():
         memory.pipe_file(f"/bucket/photos/{file.name}", file.read_bytes())
     for names in ("photos/s-*.tar", "photos/s-{000..002}.tar", "photos"):
-        table = table_of(f"memory://bucket/{names}", tmp_path / "cache", format="shards")
+        table = table_of(f"memory://bucket/{names}", tmp_path / "cache")
         assert len(table.rows) == 36
     assert table.fingerprint()["sha256"] == table_of(shards).fingerprint()["sha256"]
 

@@ -12,7 +12,6 @@ from omegaconf import MISSING
 
 from tl.config.settings import Checked, setting
 
-REMOTE = ("hub:", "s3://", "gs://", "http://", "https://")
 TASKS = ("auto", "single", "multi", "regression")
 
 
@@ -161,7 +160,7 @@ class DataConfig(Checked):
 
 def is_remote(root: str) -> bool:
     """Whether `data.root` names something that is no path of this machine."""
-    return root.startswith(REMOTE)
+    return root.startswith("hub:") or "://" in root
 
 
 def quoted_place(override: str) -> str:

@@ -22,7 +22,8 @@ def sampler_of(images: Images, **settings: Any) -> EpochSampler:
     blocks = images.blocks()
     if blocks is None:
         return EpochSampler(len(images), **settings)
-    return BlockSampler(blocks, window=images.store.window, **settings)
+    window: int = getattr(images.store, "window", 1)
+    return BlockSampler(blocks, window=window, **settings)
 
 
 class BlockSampler(EpochSampler):
@@ -60,4 +61,5 @@ class BlockSampler(EpochSampler):
 
     def _share(self, padded: NDArray[np.int64]) -> NDArray[np.int64]:
         """A piece in one stretch: other processes read other blocks."""
-        return padded.reshape(self.num_replicas, -1)[self.rank]
+        size = len(padded) // self.num_replicas
+        return padded[self.rank * size : (self.rank + 1) * size]
