@@ -158,11 +158,11 @@ def image_scores(
             others, in [0, 1] (label ranking average precision). A number: minus the distance.
     """
     if task is Task.single:
-        return (outputs.argmax(axis=1) == labels).astype(np.float64)
+        return np.asarray(outputs.argmax(axis=1) == labels, np.float64)
     if task is Task.regression:
-        return -np.abs(outputs - labels).astype(np.float64)
+        return np.asarray(-np.abs(outputs - labels), np.float64)
     if outputs.shape[1] == 1:  # nothing to rank
-        return 1 - np.abs(outputs - labels)[:, 0].astype(np.float64)
+        return np.asarray(1 - np.abs(outputs - labels)[:, 0], np.float64)
     pairs = zip(labels, outputs, strict=True)
     found = [label_ranking_average_precision_score(y[None], p[None]) for y, p in pairs]
     return np.array(found, np.float64)

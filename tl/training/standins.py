@@ -37,17 +37,17 @@ def classes_of(table: ImageTable, rows: pd.DataFrame) -> Indices:
     train = table.targets("train")
     if table.task is Task.regression:
         bound, inclusive = middle(train)
-        return (targets >= bound if inclusive else targets > bound).astype(np.int64)
+        return np.asarray(targets >= bound if inclusive else targets > bound, np.int64)
     rank = np.argsort(np.argsort(train.sum(axis=0), kind="stable"))
     none = targets.shape[1]
     rarest = np.where(targets > 0, rank, none).argmin(axis=1)
-    return np.where(targets.any(axis=1), rarest, none).astype(np.int64)
+    return np.asarray(np.where(targets.any(axis=1), rarest, none), np.int64)
 
 
 def class_counts(table: ImageTable, rows: pd.DataFrame) -> Indices:
     """Images of each class, with each label, or of each half, among some rows."""
     if table.task is Task.multi:
-        return table.targets(rows).sum(axis=0).astype(np.int64)
+        return np.asarray(table.targets(rows).sum(axis=0), np.int64)
     number = 2 if table.task is Task.regression else len(table.classes)
     return np.bincount(classes_of(table, rows), minlength=number)
 
