@@ -33,5 +33,6 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     pixels = np.empty((height, width, 3), np.uint8)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
-        pixels[top:bottom] = image.crop((0, top, width, bottom)) if rows < height else image
+        strip = image.crop((0, top, width, bottom)) if rows < height else image
+        pixels[top:bottom] = np.asarray(strip)
     return torch.from_numpy(pixels).permute(2, 0, 1)

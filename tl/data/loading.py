@@ -195,18 +195,18 @@ def explained(text: str, workers: int, exit_codes: dict[int, int]) -> LoaderErro
     pids = [int(pid) for pid in dead["pids"].split(",")]
     who = f"a loader process (pid {dead['pids']})"
     killed_by = next((-exit_codes[pid] for pid in pids if exit_codes.get(pid, 0) < 0), 0)
-    name = signal.strsignal(killed_by) if killed_by else dead["rest"]
-    if signal.strsignal(signal.SIGBUS) in str(name):
+    name = str(signal.strsignal(killed_by)) if killed_by else dead["rest"]
+    if str(signal.strsignal(signal.SIGBUS)) in name:
         return LoaderError(
             f"{who} died of a bus error (SIGBUS): {_shared_memory()}. {_more_shared_memory()}"
         )
-    if signal.strsignal(signal.SIGKILL) in str(name):
+    if str(signal.strsignal(signal.SIGKILL)) in name:
         return LoaderError(
             f"{who} was killed (SIGKILL), as the kernel does when memory runs out: {_memory()}. "
             f"Use fewer loader processes, {fewer}, a smaller data.batch_size, or give the job "
             "more RAM"
         )
-    crashed = re.sub(r"\s+", " ", str(name)).strip(" .") or "without a word"
+    crashed = re.sub(r"\s+", " ", name).strip(" .") or "without a word"
     return LoaderError(
         f"{who} died ({crashed.removeprefix('is killed by signal: ')}). data.num_workers=0 reads "
         "in the main process, where the error itself can be seen"

@@ -32,7 +32,8 @@ def eval_transform(preprocessing: Preprocessing) -> Transform:
     Returns:
         A function from an RGB image to a float32 tensor (3, H, W).
     """
-    return v2.Compose([_Fit(preprocessing), _Normalise(preprocessing)])
+    transform: Transform = v2.Compose([_Fit(preprocessing), _Normalise(preprocessing)])
+    return transform
 
 
 class _Fit(torch.nn.Module):
@@ -72,7 +73,8 @@ class _Normalise(torch.nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         values = functional.to_dtype(pixels.contiguous(), torch.float32, scale=True)
-        return functional.normalize(values, self.mean, self.std, inplace=True)
+        normal: torch.Tensor = functional.normalize(values, self.mean, self.std, inplace=True)
+        return normal
 
 
 def _resizes_tensors(preprocessing: Preprocessing) -> bool:
@@ -116,22 +118,25 @@ def train_transform(augment: AugmentConfig, preprocessing: Preprocessing) -> Tra
     ]
     if augment.erasing:
         steps.append(v2.RandomErasing(p=augment.erasing))
-    return v2.Compose(steps)
+    transform: Transform = v2.Compose(steps)
+    return transform
 
 
 def _frame(augment: AugmentConfig, preprocessing: Preprocessing) -> Callable[..., object]:
     """What part of the image fills the network's input."""
     if augment.crop_scale is None:
         return _Fit(preprocessing)
-    crop = v2.RandomResizedCrop(
+    crop: Callable[..., object] = v2.RandomResizedCrop(
         size=list(preprocessing.input_size[1:]),
         scale=tuple(augment.crop_scale),
         ratio=tuple(augment.crop_ratio),
         interpolation=InterpolationMode(preprocessing.interpolation),
     )
-    if _resizes_tensors(preprocessing):
-        return v2.Compose([v2.Lambda(_pixels), crop])
-    return v2.Compose([v2.Lambda(_image), crop, v2.Lambda(_pixels)])
+    as_resized_best = _pixels if _resizes_tensors(preprocessing) else _image
+    frame: Callable[..., object] = v2.Compose(
+        [v2.Lambda(as_resized_best), crop, v2.Lambda(_pixels)]
+    )
+    return frame
 
 
 def _flips(augment: AugmentConfig) -> list[v2.Transform]:
