@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "bundle": set(),
     "cores": set(),
     "quiet": set(),
-    "data": {"config", "bundle", "cores"},
+    "data": {"config", "bundle", "cores", "files"},
     "models": {"config", "bundle"},
     "finetuning": {"config", "models"},
     "graph": {"config", "models"},
