@@ -66,6 +66,13 @@ def predictions_table(
             "correct": predicted == y,
             "score": p.max(axis=1).astype(np.float32),
         }
+    return _with_shares(columns, p, classes)
+
+
+def _with_shares(
+    columns: dict[str, Any], p: NDArray[np.float64], classes: Sequence[str]
+) -> pd.DataFrame:
+    """The columns, and the probability of each class."""
     shares = pd.DataFrame(p.astype(np.float32), columns=[f"p_{name}" for name in classes])
     return pd.concat([pd.DataFrame(columns), shares], axis=1)
 

@@ -139,22 +139,7 @@ def model_card(
         in_timm: Whether the bundle loads in timm; the card says how, or that it does not.
     """
     outputs = outputs or Outputs()
-    width, height = preprocessing.input_size[2], preprocessing.input_size[1]
-    facts = {
-        "backbone": card.backbone,
-        "weights": card.weights,
-        "weights sha256": card.weights_sha256 or "none",
-        "licence of the weights": card.licence or "not stated: ask whoever gave you the weights",
-        "input": f"{width} x {height} pixels, {preprocessing.interpolation}, "
-        f"{preprocessing.crop_mode} crop {preprocessing.crop_pct:g}",
-        **_task_facts(outputs, classes),
-        "method": card.method,
-        **({"head": card.head} if card.head else {}),
-        "seed": str(card.seed),
-        "created": card.created,
-        "sealed": f"{report.images} images, largest difference of {report.what} "
-        f"{report.largest_difference:.1e} (tolerance {report.tolerance:g})",
-    }
+    facts = _facts(card, classes, preprocessing, report, outputs)
     limits = [
         *_task_limits(outputs, classes),
         "`golden/` holds images of the training set: mind their rights when you pass it on.",
@@ -181,6 +166,31 @@ def model_card(
         ", ".join(f"{name} {v}" for name, v in card.versions.items()) or "not recorded",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _facts(
+    card: ModelCard,
+    classes: Sequence[str],
+    preprocessing: Preprocessing,
+    report: SealReport,
+    outputs: Outputs,
+) -> dict[str, str]:
+    width, height = preprocessing.input_size[2], preprocessing.input_size[1]
+    return {
+        "backbone": card.backbone,
+        "weights": card.weights,
+        "weights sha256": card.weights_sha256 or "none",
+        "licence of the weights": card.licence or "not stated: ask whoever gave you the weights",
+        "input": f"{width} x {height} pixels, {preprocessing.interpolation}, "
+        f"{preprocessing.crop_mode} crop {preprocessing.crop_pct:g}",
+        **_task_facts(outputs, classes),
+        "method": card.method,
+        **({"head": card.head} if card.head else {}),
+        "seed": str(card.seed),
+        "created": card.created,
+        "sealed": f"{report.images} images, largest difference of {report.what} "
+        f"{report.largest_difference:.1e} (tolerance {report.tolerance:g})",
+    }
 
 
 def _task_facts(outputs: Outputs, classes: Sequence[str]) -> dict[str, str]:

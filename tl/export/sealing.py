@@ -50,9 +50,9 @@ class SealReport:
 
 def seal(
     folder: Path,
-    *,
     model: nn.Module,
     preprocessing: Preprocessing,
+    *,
     tolerance: float,
     outputs: Outputs | None = None,
 ) -> SealReport:

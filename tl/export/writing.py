@@ -65,21 +65,9 @@ def write_bundle(
     except OSError as error:
         raise BundlePlaceError(f"{folder} cannot be written: {error.strerror}") from error
     try:
-        _write_weights(partial, network, classes, preprocessing)
-        write_onnx(partial / "model.onnx", network, preprocessing.input_size, outputs)
-        (partial / "classes.txt").write_text("\n".join(classes) + "\n", encoding="utf-8")
-        text = json.dumps(preprocessing.to_dict(), indent=1) + "\n"
-        (partial / "preprocessing.json").write_text(text, encoding="utf-8")
-        text = json.dumps(outputs.to_dict(classes), indent=1, ensure_ascii=False) + "\n"
-        (partial / "bundle.json").write_text(text, encoding="utf-8")
+        _write_forms(partial, network, classes, preprocessing, outputs)
         _copy_golden(partial / "golden", golden)
-        report = seal(
-            partial,
-            model=network,
-            preprocessing=preprocessing,
-            tolerance=tolerance,
-            outputs=outputs,
-        )
+        report = seal(partial, network, preprocessing, tolerance=tolerance, outputs=outputs)
         in_timm = (partial / "config.json").is_file()
         text = model_card(card, classes, preprocessing, report, outputs, in_timm=in_timm)
         (partial / "README.md").write_text(text, encoding="utf-8")
@@ -105,6 +93,25 @@ def _check(folder: Path, model: nn.Module, classes: Sequence[str], golden: Seque
         raise BundlePlaceError(f"{folder} is a file; choose another place for the bundle")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "model.onnx").is_file():
         raise BundlePlaceError(f"{folder} holds other files than a bundle; choose another place")
+
+
+def _write_forms(
+    folder: Path,
+    model: nn.Module,
+    classes: Sequence[str],
+    preprocessing: Preprocessing,
+    outputs: Outputs,
+) -> None:
+    """Weights, ONNX, and what one needs to know to use them."""
+    _write_weights(folder, model, classes, preprocessing)
+    write_onnx(folder / "model.onnx", model, preprocessing.input_size, outputs)
+    (folder / "classes.txt").write_text("\n".join(classes) + "\n", encoding="utf-8")
+    for name, values in (
+        ("preprocessing", preprocessing.to_dict()),
+        ("bundle", outputs.to_dict(classes)),
+    ):
+        text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
 
 
 def _write_weights(
