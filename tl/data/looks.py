@@ -64,8 +64,8 @@ def header(image: Image.Image) -> dict[str, str | int]:
             frames = ANIMATED if kind in ANIMATIONS else PAGES if kind == "TIFF" else 0
         # Pillow decodes the whole of a PNG to look for an EXIF block behind the pixels.
         if kind != "PNG" or "exif" in image.info:
-            turned = image.getexif().get(EXIF_ORIENTATION)
-            orientation = turned if turned in range(1, 9) else 1
+            turned = image.getexif().get(EXIF_ORIENTATION, 1)
+            orientation = int(turned) if turned in range(1, 9) else 1
     return {"format": kind, "mode": image.mode, "orientation": orientation, "frames": frames}
 
 
