@@ -95,6 +95,7 @@ def test_foreign_pixels_alone_train_all_stages_the_early_ones_gently(per_class):
     found = decide(evidence(per_class, drift=0.9))
     assert (found.method, found.finetune.lr_ratio) == ("lp_ft", 5)
     assert any("only the pixels are foreign" in reason for reason in found.reasons)
+    assert found.finetune.phases["all"].head_lr == pytest.approx(1e-3 if per_class < 5 else 3e-3)
 
 
 @pytest.mark.parametrize(
@@ -298,6 +299,8 @@ def test_it_says_what_would_change_it():
     assert "similarity=similar: train the head, then the last stage too" in strange.would_change
     foreign = decide(evidence(50, drift=0.9))
     assert foreign.would_change == (
+        "with fewer than 5 images a class (now 50): train the head, then all stages too, in "
+        "smaller steps",
         "similarity=similar: train the head, then all stages too, in smaller steps",
     )
 

@@ -34,6 +34,7 @@ LAST = Choice("lp_partial", 1)
 LAST_TWO = Choice("lp_partial", 2)
 CAREFUL = Choice("lp_ft", ALL, lr_ratio=5)
 FREE = Choice("lp_ft", ALL, lr_ratio=3)
+GENTLE = Choice("lp_ft", ALL, lr_ratio=5, slower=3)
 # LP-init everywhere: Kumar et al. 2022 (arXiv:2202.10054). Stage probes: Head2Toe (Evci et al.
 # 2022, arXiv:2201.03529). All stages for different images: on VTAB-1k all 9 tasks whose linear
 # quality is below 0.5 gain at least 8.5 points by it. All stages for similar ones, too, where data
@@ -89,9 +90,9 @@ def choose(axes: Axes, backbone: Backbone) -> tuple[Choice, Choice]:
     choice, neighbour = TABLE[cell], NEIGHBOURS[cell]
     if axes.similarity == SIMILAR and axes.enough:
         return LINEAR, (neighbour if choice == LINEAR else choice)
-    if axes.similarity == DIFFERENT and axes.mixed and choice in (FREE, STAGES):
+    if axes.similarity == DIFFERENT and axes.mixed:
         # Strange pixels, and yet no earlier stage is better: all stages, the early ones gently.
-        choice = CAREFUL
+        choice = {STAGES: GENTLE, FREE: CAREFUL}.get(choice, choice)
     return choice, (few(backbone) if neighbour is FEW else neighbour)
 
 
