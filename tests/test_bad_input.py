@@ -198,7 +198,7 @@ def test_unreadable_images_are_named_all_at_once(bad_data, image_folder):
         "train/red/00.png: truncated",
         "train/red/01.png: 0 bytes",
         "train/red/03.jpg: truncated",
-        "val/red/02.jpg: not an image",
+        "val/red/02.jpg: a web page (HTML)",
         "data.bad_images=skip",
     )
 

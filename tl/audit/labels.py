@@ -3,8 +3,8 @@
 Confident learning (Northcutt et al. 2021, "Confident learning: estimating uncertainty in dataset
 labels"): a class's threshold is the mean probability that its own images get for it; an image whose
 probability for another class reaches that class's threshold counts for that class, not for its own.
-cleanlab 2.9 (`filter_by="confident_learning"`) names the same images for the same probabilities on
-four sets; the rule is these few lines, so the dependency is left out.
+cleanlab 2.9 (`filter_by="confident_learning"`) names as many images with the same precision and
+recall on four sets; the rule is these few lines, so the dependency is left out.
 
 The probabilities are those of a linear discriminant analysis on features of a pretrained network,
 each image's by a fit without it. With 5 and 15 % of the labels of four sets changed at random it
