@@ -234,7 +234,7 @@ def test_confirm_trains_choice_and_neighbour_and_keeps_one(auto):
     for name in ("choice", "neighbour"):
         folder = Path(f"run/checkpoints/confirm-{name}")
         tried = json.loads((folder / "confirm.json").read_text())
-        assert np.mean(tried["correct"]) == pytest.approx(confirmed[f"{name}_accuracy"])
+        assert np.mean(tried["scores"]) == pytest.approx(confirmed[f"{name}_score"])
         epochs = json.loads((folder / "progress.json").read_text())["phases"]
         assert {phase["epochs"] for phase in epochs} <= {1, 2}
         assert not [*folder.rglob("*.ckpt"), *folder.rglob("*.safetensors")]

@@ -16,7 +16,7 @@ import pytest
 
 import tl
 from tl.advice import several
-from tl.config import PIPELINES, ConfigError, schema_keys
+from tl.config import PIPELINES, ConfigError, quoted_place, schema_keys
 from tl.pipelines.commandline import check_overrides
 
 REPO = Path(__file__).parents[1]
@@ -61,7 +61,7 @@ def arguments(line: str) -> list[str] | None:
 
 def problems_of(args: list[str], *, whole: bool) -> list[str]:
     """What is wrong with a command line; without `whole` it may be cut short."""
-    shown = [a for a in args if a not in {"…", "..."}]
+    shown = [quoted_place(a) for a in args if a not in {"…", "..."}]
     if not shown or shown[0] in {"--help", "--version", "PIPELINE"} or shown[1:2] == ["--help"]:
         return []
     if shown[0] not in PIPELINES:

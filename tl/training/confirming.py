@@ -103,6 +103,7 @@ def try_plan(
     cache: ActivationsConfig,
     imbalance: Imbalance = Imbalance.auto,
     seed: int,
+    checkpoint_minutes: float = 5.0,
 ) -> Tried:
     """Train a copy of the model for a quarter of the epochs; `built` stays as it is.
 
@@ -119,6 +120,7 @@ def try_plan(
         cache: Likewise.
         imbalance: Likewise.
         seed: Likewise.
+        checkpoint_minutes: Likewise.
     """
     if (folder / RESULT).is_file():
         return _read(folder / RESULT)
@@ -136,6 +138,7 @@ def try_plan(
         cache=cache,
         imbalance=imbalance,
         seed=seed,
+        checkpoint_minutes=checkpoint_minutes,
     )
     with closing(fit.predict):
         outputs, labels = (values.numpy() for values in fit.predict("val"))
