@@ -151,7 +151,7 @@ GRID: dict[str, tuple[Any, ...]] = {
     "quality": (0.3, 0.5, 0.7),
     "concat_gain": (0.05, 0.1),
     "drift": (0.1, 0.2, 0.5),
-    "enough": (None, 0.9, 0.95),
+    "enough": (None, 0.9),
 }
 
 

@@ -110,7 +110,7 @@ def decide(
     measured = read(evidence, t)
     used = read(evidence, t, amount=amount) if amount else measured
     if similarity:
-        used = replace(used, similarity=similarity, signal=True, mixed=False)
+        used = replace(used, similarity=similarity, signal=True, mixed=False, enough=False)
     choice, neighbour = choose(used, evidence.backbone)
     if given is not None and given.head is HeadKind.stages and choice != STAGES:
         choice, neighbour = STAGES, choice

@@ -61,7 +61,7 @@ class Thresholds:
     concat_gain: float = 0.05
     drift: float = 0.2
     few_images: int = 64
-    enough: float | None = 0.95
+    enough: float | None = 0.9
     chance: float = 0.05
     chance_images: int = 40
     flip_drop: float = 0.02

@@ -70,7 +70,8 @@ def _because(case: Case) -> str:
     if found is None or case.used.similarity == UNKNOWN:
         return ""
     if case.used.similarity == SIMILAR:
-        return f" (quality {plain(found.quality)} on the last features)"
+        enough = ": next to nothing is left to gain" if case.used.enough else ""
+        return f" (quality {plain(found.quality)} on the last features{enough})"
     words = {
         "quality": f"quality {plain(found.quality)} is below {t.quality:.2f}",
         "depth_gap": f"an earlier stage is better by {plain(found.depth_gap)}",
