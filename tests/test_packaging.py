@@ -70,6 +70,7 @@ def test_wheel_holds_code_and_configs_and_nothing_else(wheel):
             *(REPO / "tl").rglob("*.py"),
             REPO / "tl" / "py.typed",
             REPO / "tl" / "advice" / "page.html",
+            REPO / "tl" / "audit" / "page.html",
         ],
         "conf": [*(REPO / "conf").rglob("*.yaml"), REPO / "conf" / "__init__.py"],
         "pipelines": [*(REPO / "pipelines").rglob("*.py")],

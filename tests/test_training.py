@@ -56,6 +56,8 @@ def test_a_run_learns_and_writes_what_the_design_promises(image_folder, tmp_path
         "pictures/confusion_val.png",
         "pictures/confusion_test.png",
         "pictures/learning_curves.png",
+        "audit.html",
+        "audit.json",
         "checkpoints/1-all/activations.json",
         "checkpoints/1-all/best.ckpt",
         "checkpoints/1-all/last.ckpt",
