@@ -44,11 +44,11 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## pretrain on digits 0-4, transfer to 5-9: the whole way in under 3 minutes
 	@$(BIN)/tl demo $(ARGS)
 
-test: $(READY) ## the tests without the slow ones
-	$(BIN)/pytest $(ARGS)
+test: $(READY) ## the tests without the slow ones, in two processes
+	$(BIN)/pytest -n2 $(ARGS)
 
 test-all: $(READY) ## all tests, the slow ones too
-	$(BIN)/pytest -m "slow or not slow" $(ARGS)
+	$(BIN)/pytest -n2 -m "slow or not slow" $(ARGS)
 
 format: $(READY) ## format the code and mend what ruff can mend
 	$(BIN)/ruff format .
