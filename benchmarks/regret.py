@@ -20,7 +20,6 @@ import multiprocessing
 import os
 import subprocess
 import time
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stdout
 from dataclasses import asdict
@@ -59,10 +58,9 @@ def train_cell(cell: Cell, args: argparse.Namespace, deadline: float) -> str:
     limits = regret_fits.Limits(args.budget, args.views)
     mine = [row for row in read(args.results) if cell.key().items() <= row.items()]
     known = [Evidence.from_dict(r["evidence"]) for r in mine if r["kind"] == "cell"]
-    wanted = missing(mine, known[-1:], args)
     if began > deadline:
         return f"{cell}: no time left"
-    if known and not wanted and args.do == "fit":
+    if args.do == "fit" and known and not missing(mine, known[-1], args):
         return f"{cell}: nothing is missing"
     circumstances = {**cell.key(), **asdict(limits), "commit": commit()}
     number = 0
@@ -71,7 +69,7 @@ def train_cell(cell: Cell, args: argparse.Namespace, deadline: float) -> str:
         evidence, seconds = regret_fits.measure(given)
         about = {"evidence": evidence.to_dict(), "counts": given.sizes(), "seconds": seconds}
         append(args.results, {"kind": "cell", **circumstances, **about})
-        wanted = missing(mine, [evidence], args)
+        wanted = missing(mine, evidence, args)
         for row in regret_fits.fits(given, evidence, limits, wanted):
             append(args.results, {"kind": "fit", **circumstances, **row})
             number += 1
@@ -80,12 +78,10 @@ def train_cell(cell: Cell, args: argparse.Namespace, deadline: float) -> str:
     return f"{cell}: {number} of {len(wanted)} fits in {time.time() - began:.0f} s"
 
 
-def missing(
-    rows: Rows, evidence: Sequence[Evidence], args: argparse.Namespace
-) -> list[tuple[str, float]]:
+def missing(rows: Rows, evidence: Evidence, args: argparse.Namespace) -> list[tuple[str, float]]:
     """Methods and rates of a cell that have no fit yet at what is their rate today."""
     fits = [row for row in rows if row["kind"] == "fit" and "error" not in row]
-    done = {(row["method"], share_of_today(row, found)) for found in evidence for row in fits}
+    done = {(row["method"], share_of_today(row, evidence)) for row in fits}
     methods = [] if args.do == "evidence" else args.methods or list(METHODS)
     return [(m, r) for m in methods for r in RATES if (m, r) not in done]
 

@@ -19,7 +19,7 @@ from tl.advice.sections import Section
 from tl.advice.text import markdown
 from tl.config import AdviseConfig, RequestError, absolute_data
 from tl.decision.augmenting import augmentation
-from tl.files import replacing
+from tl.files import write_texts
 
 DECIDED = ("model", "augment", "finetune")  # groups of tl train that the plan fills
 LINE = 96  # characters of a comment
@@ -60,15 +60,7 @@ def write(
         "evidence.json": _json(candidate.evidence.to_dict()),
         "decision.json": _json(candidate.decision.to_dict()),
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in content.items():
-            with replacing(folder / name) as part:
-                part.write_text(text, encoding="utf-8")
-    except OSError as error:
-        place = error.filename or folder
-        msg = f"cannot write {place}: {error.strerror}; choose another output_dir"
-        raise AdviceError(msg) from error
+    write_texts(folder, content, AdviceError)
 
 
 def plan_yaml(config: AdviseConfig, candidate: Candidate, folder: Path) -> str:

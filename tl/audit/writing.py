@@ -18,7 +18,7 @@ from tl.config import Task
 from tl.cores import usable_cores
 from tl.data.errors import DataError
 from tl.data.table import ImageTable
-from tl.files import replacing
+from tl.files import write_texts
 
 JSON, PAGE, LIST = "audit.json", "audit.html", "quarantined.csv"
 TEMPLATE = "page.html"
@@ -79,15 +79,7 @@ def write(report: AuditReport, folder: Path, table: ImageTable | None = None) ->
     quarantined = (table or report.table).quarantined
     if len(quarantined):
         texts[LIST] = quarantined.to_csv(index=False)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            with replacing(folder / name) as part:
-                part.write_text(text, encoding="utf-8")
-    except OSError as error:
-        place = error.filename or folder
-        msg = f"cannot write {place}: {error.strerror}; choose another output_dir"
-        raise AuditError(msg) from error
+    write_texts(folder, texts, AuditError)
 
 
 def page(report: AuditReport) -> str:

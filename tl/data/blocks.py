@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tl.data.sampling import ORDER, EpochSampler, mixed_seed
+from tl.data.sampling import ORDER, EpochSampler, evenly, mixed_seed
 from tl.data.stores import Images
 
 
@@ -52,10 +52,8 @@ class BlockSampler(EpochSampler):
         random = np.random.default_rng(mixed_seed(ORDER, self.seed, epoch))
         turn = random.permutation(self.number)[self.blocks]
         order = np.argsort(turn, kind="stable")
-        if self.weights is not None:  # equal steps through the added weights, as EpochSampler does
-            ends = self.weights.numpy()[order].cumsum()
-            steps = (np.arange(self.images) + random.random()) * (ends[-1] / self.images)
-            order = order[np.searchsorted(ends, steps, side="right").clip(max=self.images - 1)]
+        if self.weights is not None:
+            order = order[evenly(self.weights[order], random.random())]
         mixed = np.lexsort((random.random(self.images), turn[order] // self.window))
         return epoch, torch.from_numpy(order[mixed])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import logging
@@ -26,6 +25,7 @@ from tl.bundle.images import upright
 from tl.cores import usable_cores
 from tl.data.looks import LYING, NO_LOOK, SIDE, Look, header, look
 from tl.data.stores import MISSING, OUTSIDE, Images
+from tl.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -297,12 +297,9 @@ def _read_cache(file: Path | None) -> pa.Table:
 def _remember(file: Path | None, facts: pa.Table) -> None:
     if file is None:
         return
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(facts.filter(pc.equal(facts["reason"], "")), partial)
-        partial.replace(file)
+        with replacing(file) as part:
+            pq.write_table(facts.filter(pc.equal(facts["reason"], "")), part)
     except OSError as error:
         log.warning("the check of the images cannot be remembered in %s: %s", file.parent, error)
-        with contextlib.suppress(OSError):
-            partial.unlink()

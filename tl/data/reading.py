@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,8 @@ def read_table(
     asked = task or (None if config.task == "auto" else Task(config.task))
     labels = understand(listing, asked, classes)
     job = _Job(config, listing, labels, seed, required_splits, given=classes is not None)
-    if len(listing) > MANY and (problems := job.known_problems()):
-        raise DataError(problems)
+    if len(listing) > MANY and job.known_problems:
+        raise DataError(job.known_problems)
     if not config.check:
         return job.table([unlooked(listing.images(), config.max_pixels)])
     file = cache_path(cache_dir, listing.key) if cache_dir else None
@@ -100,6 +101,7 @@ class _Job:
     required: Sequence[str]
     given: bool
 
+    @cached_property
     def known_problems(self) -> list[str]:
         """All that is wrong with names, labels and splits."""
         problems = [*self.listing.problems, *self.labels.problems]
@@ -118,7 +120,7 @@ class _Job:
             looked: The facts alone; they are taken out, as a million of them have 200 MB.
         """
         listing, labels, config, facts = self.listing, self.labels, self.config, looked.pop()
-        problems, notes = self.known_problems(), [*listing.notes, *labels.notes]
+        problems, notes = [*self.known_problems], [*listing.notes, *labels.notes]
         bad = pc.not_equal(facts["reason"], "").to_numpy(zero_copy_only=False)
         # A row whose path cannot be used has no name, and stands among the problems already.
         named = pc.not_equal(facts["path"], "").to_numpy(zero_copy_only=False)

@@ -20,6 +20,7 @@ from typing import Any
 
 from tl.data.errors import DataError
 from tl.data.folder import natural_order, nearest, some
+from tl.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -246,14 +247,11 @@ class Blocks:
 
     def _keep(self, place: Path, data: bytes) -> None:
         """Write a block; a full disk costs the next read, never the job."""
-        part = place.with_name(f"{place.name}.{os.getpid()}.part")
         try:
-            part.write_bytes(data)
-            part.replace(place)
+            with replacing(place) as part:
+                part.write_bytes(data)
         except OSError as error:
             log.warning("%s keeps no blocks of shards: %s", self.folder, error)
-            with contextlib.suppress(OSError):
-                part.unlink()
         written = _written.get(self.folder, self.limit) + len(data)
         if written > self.limit // LOOK_EVERY:
             self._make_room()

@@ -88,7 +88,9 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         shuffled = torch.randperm(self.images, generator=generator)
         if self.weights is None:
             return epoch, shuffled
-        return epoch, _drawn(self.weights, shuffled, generator)
+        start = torch.rand(1, dtype=torch.float64, generator=generator).item()
+        drawn = shuffled[torch.from_numpy(evenly(self.weights[shuffled.numpy()], start))]
+        return epoch, drawn[torch.randperm(self.images, generator=generator)]
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch, order = self.order()
@@ -100,28 +102,28 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
                 yield epoch, index
 
 
-def _weights(weights: NDArray[Any] | None, images: int) -> torch.Tensor | None:
+def _weights(weights: NDArray[Any] | None, images: int) -> NDArray[np.float64] | None:
     if weights is None:
         return None
-    found = torch.as_tensor(np.asarray(weights, np.float64))
-    usable = found.shape == (images,) and bool(torch.isfinite(found).all() and (found >= 0).all())
+    found = np.asarray(weights, np.float64)
+    usable = found.shape == (images,) and bool(np.isfinite(found).all() and (found >= 0).all())
     if not usable or not found.sum() > 0:
         raise ValueError(f"weights must be {images} numbers of 0 or more, not all 0")
     return found
 
 
-def _drawn(
-    weights: torch.Tensor, shuffled: torch.Tensor, generator: torch.Generator
-) -> torch.Tensor:
-    """As many images as there are, in random order, each as often as its weight says.
+def evenly(weights: NDArray[np.float64], start: float) -> NDArray[np.int64]:
+    """As many places as there are weights, each as often as its weight says; in order.
 
     Systematic sampling: equal steps through the added weights, from a random start. Each image
     comes as often as it should on average, rounded up or down, which keeps the sums of classes
     close, too; drawn one by one, the counts of images would differ by their square root.
+
+    Args:
+        weights: Of images that were shuffled, (N,).
+        start: In [0, 1), of a step.
     """
-    ends = weights[shuffled].cumsum(0)
-    start = torch.rand(1, dtype=torch.float64, generator=generator)
-    steps = (torch.arange(len(weights)) + start) * (ends[-1] / len(weights))
-    places = torch.searchsorted(ends, steps, right=True).clamp_(max=len(weights) - 1)
-    again = torch.randperm(len(weights), generator=generator)
-    return shuffled[places][again]
+    ends = weights.cumsum()
+    steps = (np.arange(len(weights)) + start) * (ends[-1] / len(weights))
+    places: NDArray[np.int64] = np.searchsorted(ends, steps, side="right")
+    return np.minimum(places, len(weights) - 1)

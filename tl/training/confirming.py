@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import label_ranking_average_precision_score
 
 from tl import display
-from tl.config import ActivationsConfig, Imbalance, Task
+from tl.config import Task
 from tl.data.datamodule import ImageDataModule
 from tl.files import replacing
 from tl.finetuning import Plan
@@ -98,12 +98,7 @@ def try_plan(
     images: ImageDataModule,
     *,
     folder: Path,
-    trainer: Mapping[str, Any],
-    callbacks: Mapping[str, Any],
-    cache: ActivationsConfig,
-    imbalance: Imbalance = Imbalance.auto,
-    seed: int,
-    checkpoint_minutes: float = 5.0,
+    **settings: Any,
 ) -> Tried:
     """Train a copy of the model for a quarter of the epochs; `built` stays as it is.
 
@@ -115,12 +110,7 @@ def try_plan(
         built: The model in its starting weights.
         images: Train and val are used.
         folder: For checkpoints and the outcome.
-        trainer: As in `tl.training.run_plan`, like what follows.
-        callbacks: Likewise.
-        cache: Likewise.
-        imbalance: Likewise.
-        seed: Likewise.
-        checkpoint_minutes: Likewise.
+        settings: Those of `tl.training.run_plan`.
     """
     if (folder / RESULT).is_file():
         return _read(folder / RESULT)
@@ -128,18 +118,7 @@ def try_plan(
     epochs = sum(p.epochs for p in short.phases)
     method = plan.method.rpartition(": ")[2]  # without "auto: "
     display.say(f"trying the {name}, {method}: at most {epochs} epochs\n")
-    fit = run_plan(
-        short,
-        copy.deepcopy(built),
-        images,
-        folder=folder,
-        trainer=trainer,
-        callbacks=callbacks,
-        cache=cache,
-        imbalance=imbalance,
-        seed=seed,
-        checkpoint_minutes=checkpoint_minutes,
-    )
+    fit = run_plan(short, copy.deepcopy(built), images, folder=folder, **settings)
     with closing(fit.predict):
         outputs, labels = (values.numpy() for values in fit.predict("val"))
     task = images.table.task
