@@ -91,12 +91,15 @@ def audit_features(config: AuditConfig, table: ImageTable) -> Features | None:
     """
     if config.model.name == NO_NETWORK:
         return None
+    from pytorch_lightning import seed_everything
+
     from tl.audit import Features
     from tl.config import AdviseConfig
     from tl.data import ImageDataModule
     from tl.models import build_model
     from tl.training.evidence import features_of
 
+    seed_everything(config.seed, verbose=False)  # random weights are those of the seed, too
     built = build_model(config.model, table.classes)
     asked = AdviseConfig(
         data=config.data,
