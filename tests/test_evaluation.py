@@ -178,6 +178,18 @@ def test_predictions_table_keeps_the_order_of_the_rows() -> None:
     assert table["p_bees"].tolist() == pytest.approx([0.2, 0.6])
 
 
+def test_predictions_keep_what_pairs_and_groups_the_images(tmp_path: Path) -> None:
+    digests, groups = pd.array(["a1", "b2"], "string"), pd.array(["cow 7", None], "string")
+    rows = pd.DataFrame({"path": ["a.png", "b.png"], "split": "test", "label": [2, 0]})
+    rows = rows.assign(sha256=digests, group=groups)
+    table = predictions_table(rows, [[0.1, 0.2, 0.7], [0.3, 0.6, 0.1]], CLASSES)
+    assert list(table.columns[:5]) == ["path", "split", "sha256", "group", "label"]
+    table.to_parquet(tmp_path / "predictions.parquet")
+    read = pd.read_parquet(tmp_path / "predictions.parquet")
+    assert read["sha256"].tolist() == ["a1", "b2"]
+    assert read["group"].tolist() == ["cow 7", None]
+
+
 def test_predictions_table_survives_parquet(tmp_path: Path) -> None:
     rows = pd.DataFrame({"path": ["a.png"], "split": "val", "label": [0]})
     table = predictions_table(rows, [[0.5, 0.3, 0.2]], CLASSES)

@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from tl.config import Task
 from tl.evaluation import multi, regression, single
 
+KEPT = ("path", "split", "sha256", "group")  # what the table of images says of each
+
 
 def predictions_table(
     table_rows: pd.DataFrame,
@@ -25,7 +27,8 @@ def predictions_table(
     """One row per image: what it is, what the network said, and how sure it was.
 
     Args:
-        table_rows: Rows [path, split, label, …] of an image table; `label` is a class index.
+        table_rows: Rows [path, split, label, …] of an image table; `label` is a class index. Its
+            sha256 and group are kept where it has them.
         outputs: As for `evaluate`, in the order of the rows.
         classes: The C class names.
         task: What the images are labelled with.
@@ -33,16 +36,16 @@ def predictions_table(
         thresholds: For several labels: the probability from which each class counts as present.
 
     Returns:
-        Columns path and split, then label, predicted (class names), correct, score (probability of
-        `predicted`) and one column `p_<class>` per class. For several labels: labels, predicted
-        (lists of class names), correct (all of them right), wrong (number of classes that are too
-        many or missing) and the `p_<class>`. For regression: target, predicted, error.
+        Columns path and split, sha256 (of the bytes of the image, by which the predictions of
+        several runs are paired; empty where nobody looked) and group, as the rows have them; then
+        label, predicted (class names), correct, score (probability of `predicted`) and one column
+        `p_<class>` per class. For several labels: labels, predicted (lists of class names),
+        correct (all of them right), wrong (number of classes that are too many or missing) and the
+        `p_<class>`. For regression: target, predicted, error.
     """
     truth = table_rows["label"].to_numpy() if targets is None else targets
-    columns: dict[str, Any] = {
-        "path": table_rows["path"].to_numpy(),
-        "split": table_rows["split"].to_numpy(),
-    }
+    known = [name for name in KEPT if name in table_rows]
+    columns: dict[str, Any] = {name: table_rows[name].to_numpy() for name in known}
     if task is Task.regression:
         v, t = regression.checked(outputs, truth)
         return pd.DataFrame(columns | {"target": t, "predicted": v, "error": v - t})
