@@ -187,7 +187,7 @@ def test_predictions_keep_what_pairs_and_groups_the_images(tmp_path: Path) -> No
     table.to_parquet(tmp_path / "predictions.parquet")
     read = pd.read_parquet(tmp_path / "predictions.parquet")
     assert read["sha256"].tolist() == ["a1", "b2"]
-    assert read["group"].tolist() == ["cow 7", None]
+    assert read["group"].fillna("none").tolist() == ["cow 7", "none"]
 
 
 def test_predictions_table_survives_parquet(tmp_path: Path) -> None:
