@@ -13,7 +13,7 @@ from commands import Command
 from tl import advice
 from tl.advice import forecast
 from tl.advice.details import learning_curve, more_images, plan_table
-from tl.advice.page import chart, page
+from tl.advice.page import page
 from tl.advice.sections import Section, brief
 from tl.advice.text import markdown
 from tl.advice.whole import sections
@@ -29,6 +29,7 @@ from tl.decision.evidence import (
     Similarity,
     StageScore,
 )
+from tl.pages.learning import chart
 
 RISES = Score(0.05, 0.01)
 NAMES = ("stage0", "stage1", "stage2", "stage3", "stage4", "head")

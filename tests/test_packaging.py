@@ -69,8 +69,7 @@ def test_wheel_holds_code_and_configs_and_nothing_else(wheel):
         "tl": [
             *(REPO / "tl").rglob("*.py"),
             REPO / "tl" / "py.typed",
-            REPO / "tl" / "advice" / "page.html",
-            REPO / "tl" / "audit" / "page.html",
+            *(f for kind in ("html", "css", "js") for f in (REPO / "tl").rglob(f"*.{kind}")),
         ],
         "conf": [*(REPO / "conf").rglob("*.yaml"), REPO / "conf" / "__init__.py"],
         "pipelines": [*(REPO / "pipelines").rglob("*.py")],

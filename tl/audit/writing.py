@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from tl.audit.findings import Finding, Severity
 from tl.audit.report import AuditError, AuditReport
 from tl.config import Task
-from tl.cores import usable_cores
-from tl.data.errors import DataError
 from tl.data.table import ImageTable
 from tl.files import write_texts
+from tl.pages import render, thumbnails
 
 JSON, PAGE, LIST = "audit.json", "audit.html", "quarantined.csv"
 TEMPLATE = "page.html"
 SHOWN = 24  # images of a finding on the page; audit.json has them all
-SIDE = 128  # pixels of a small picture
 
 
 @dataclass(frozen=True)
@@ -84,13 +77,10 @@ def write(report: AuditReport, folder: Path, table: ImageTable | None = None) ->
 
 def page(report: AuditReport) -> str:
     """HTML text of one page that needs nothing else; what comes from file names is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("tl.audit", "."), autoescape=True, undefined=StrictUndefined
-    )
     table = report.table
-    return environment.get_template(TEMPLATE).render(
+    return render(
+        "tl.audit",
+        TEMPLATE,
         title=f"Audit of {table.root.name}",
         heading=report.heading,
         root=str(table.root),
@@ -110,15 +100,14 @@ def _shown(report: AuditReport, finding: Finding) -> dict[str, Any]:
         last = finding.sets[SHOWN]
         at = at[finding.sets[:SHOWN] != last] if last != finding.sets[0] else at
     paths, splits = rows["path"].iloc[at].tolist(), rows["split"].iloc[at].astype(str).tolist()
-    pictures = list(_pictures(report, at.tolist()))
+    pictures = thumbnails(report.table.images(rows.iloc[at]))
     cards = [
         {
             "path": paths[i],
-            "split": splits[i],
             "label": _label(report, int(row)),
-            "note": finding.notes[i] if len(finding.notes) else "",
+            "lines": [splits[i], finding.notes[i] if len(finding.notes) else ""],
             "picture": pictures[i],
-            "taken": int(row) in taken,
+            "out": "audit=fix takes it out" if int(row) in taken else "",
             "begins": bool(len(finding.sets))
             and (i == 0 or finding.sets[i] != finding.sets[i - 1]),
         }
@@ -147,21 +136,3 @@ def _label(report: AuditReport, row: int) -> str:
     if table.task is Task.single:
         return table.classes[int(table.rows["label"].iloc[row])]
     return ", ".join(table.classes[i] for i in table.rows["labels"].iloc[row]) or "none"
-
-
-def _pictures(report: AuditReport, rows: list[int]) -> Iterator[str]:
-    """Small JPEGs as addresses that a page may hold; empty for what went bad meanwhile."""
-    chosen = report.table.images(report.table.rows.iloc[rows])
-
-    def picture(index: int) -> str:
-        try:
-            image = chosen.open(index)
-        except DataError:
-            return ""
-        image.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR)
-        data = io.BytesIO()
-        image.save(data, "JPEG", quality=75)
-        return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
-
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        yield from pool.map(picture, range(len(rows)))
