@@ -36,7 +36,7 @@ def audit(config: AuditConfig) -> AuditReport:
     report = auditing.audit(table, runs.audit_features(config, table))
     stamp, name = time.strftime("%Y-%m-%d_%H-%M-%S"), Path(config.data.root).resolve().name
     folder = Path(config.output_dir or f"runs/{stamp}_audit_{name}").absolute()
-    job = {"experiment": name, "run_name": f"{name} · audit"}
+    job = {"experiment": name, "run_name": f"{name} · audit", "kind": "audit"}
     fixing = config.audit is AuditMode.fix
     auditing.write(report, folder, auditing.fixed(table, report) if fixing else table)
     with tracking.start_run(config.tracking, **job, output_dir=folder, resume=False) as tracked:

@@ -46,7 +46,8 @@ def train(config: TrainConfig) -> TrainResult:
     with runs.resumable(folder), tracking.start_run(**runs.labels(folder, config)) as tracked:
         config, built, plan, advice = runs.confirm(folder, config, built, images, plan, advice)
         params = runs.job_params(config, table, built, plan)
-        tracked.log_job(params, to_yaml(asked), table.fingerprint(), *runs.records(advice, found))
+        records = runs.records(config, built, plan, advice, found)
+        tracked.log_job(params, to_yaml(asked), table.fingerprint(), *records)
         fit = training.run_plan(
             plan,
             built,

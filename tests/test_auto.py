@@ -117,7 +117,8 @@ def test_evidence_and_decision_are_in_mlflow(auto):
     assert tags["tl.similarity_measured"] == made["measured"]["similarity"]
     assert "amount=large" in tags["tl.forced"]
     assert tags["tl.rule"] == made["rule"]
-    assert run.info.run_name == f"images · test_resnet · auto: {made['method']}"
+    title = f"images · test_resnet · auto: {made['method']} · {record['job'][:4]}"
+    assert run.info.run_name == title
     assert run.data.params["finetune.method"] == f"auto: {made['method']}"
     assert "phase.head.epochs" in run.data.params or "phase.all.epochs" in run.data.params
     names = {f.path for f in client.list_artifacts(record["run_id"])}

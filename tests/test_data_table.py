@@ -468,9 +468,13 @@ def test_fingerprint_follows_contents_not_names(image_folder, tmp_path):
     assert two.pop("root") == str(tmp_path / "two")
     assert one == two
     assert one["images"] == 27
+    assert one["val_sha256"] != one["train_sha256"]
+    assert "test_sha256" not in one
     assert one["bytes"] == sum(f.stat().st_size for f in (tmp_path / "one").rglob("*.png"))
     (tmp_path / "two/train/red/zz.png").rename(tmp_path / "two/val/red/zz.png")
-    assert read(tmp_path / "two").fingerprint()["sha256"] != one["sha256"]
+    moved = read(tmp_path / "two").fingerprint()
+    changed = {name for name in one if moved[name] != one[name]}
+    assert changed == {"sha256", "train_sha256", "val_sha256", "counts"}
 
 
 def test_check_is_remembered_until_a_file_changes(image_folder, tmp_path):

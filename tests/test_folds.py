@@ -91,6 +91,7 @@ def test_folds_are_runs_below_one_run(command, photos, tmp_path):
     client = MlflowClient()
     top = client.get_run(read(out / "run.json")["run_id"])
     assert top.info.status == "FINISHED"
+    assert top.data.tags["tl.kind"] == "folds"
     for name in ("val/acc", "val/acc_std", "val/images"):
         assert top.data.metrics[name] == pytest.approx(metrics[name])
     assert top.data.params["data.folds"] == "2"
@@ -99,7 +100,8 @@ def test_folds_are_runs_below_one_run(command, photos, tmp_path):
     for k in range(2):
         run = client.get_run(read(out / f"fold-{k}/run.json")["run_id"])
         assert run.data.tags["mlflow.parentRunId"] == top.info.run_id
-        assert run.info.run_name.endswith(f" · fold {k}")
+        assert f" · fold {k} · " in run.info.run_name
+        assert run.data.tags["tl.kind"] == "train"
         assert run.info.status == "FINISHED"
         assert run.data.metrics["val/acc"] == read(out / f"fold-{k}/metrics.json")["val/acc"]
 

@@ -149,7 +149,7 @@ def test_train_logs_one_whole_mlflow_run(trained):
     record = json.loads((trained["run"] / "run.json").read_text())
     (run,) = client.search_runs([record["experiment_id"]])
     assert (run.info.run_id, run.info.status) == (record["run_id"], "FINISHED")
-    assert run.info.run_name == "photos · test_resnet · lp_ft"
+    assert run.info.run_name == f"photos · test_resnet · lp_ft · {record['job'][:4]}"
     metrics = json.loads((trained["run"] / "metrics.json").read_text())
     logged = run.data.metrics
     assert {k: logged[k] for k in metrics} == pytest.approx(metrics)

@@ -86,9 +86,11 @@ def test_a_job_is_one_finished_run_and_run_json_says_where(uri, tmp_path, elsewh
     assert data.data.params == {"finetune.head_lr": "0.001", "data.root": "d"}
     assert data.data.metrics == {"val/acc": 0.5, "weird _1 _top_": 1.0}
     assert data.data.tags["project"] == "x"
-    assert data.data.tags["mlflow.runName"] == "a run"
+    job_id = data.data.tags["tl.job"]
+    assert data.data.tags["mlflow.runName"] == f"a run · {job_id[:4]}"
     assert record(out) == {
         "run_id": run.run_id,
+        "job": job_id,
         "experiment_id": data.info.experiment_id,
         "experiment": "ants",
         "status": "FINISHED",

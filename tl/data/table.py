@@ -17,6 +17,7 @@ from tl.config import Task
 from tl.data.errors import DataError
 from tl.data.sources.listing import SPLITS
 from tl.data.stores import FileStore, Images, ImageStore
+from tl.fingerprints import classes_sha256, images_sha256
 
 HASHED_AT_ONCE = 65_536  # rows
 SPLIT_TYPE = pd.CategoricalDtype(list(SPLITS), ordered=True)
@@ -166,7 +167,11 @@ class ImageTable:
         return found
 
     def fingerprint(self) -> dict[str, Any]:
-        """What identifies the data: a hash that neither file names nor order change, and counts."""
+        """What identifies the data: hashes that neither file names nor order change, and counts.
+
+        `sha256` is of splits, images and labels together; `test_sha256` and its like are of the
+        images of one split, however they are labelled.
+        """
         labels = pa.array(self.rows["label"].to_numpy())
         if self.task is Task.regression:
             labels = pa.array(self.rows["target"].to_numpy())
@@ -184,10 +189,13 @@ class ImageTable:
         for start in range(0, len(lines), HASHED_AT_ONCE):
             part = "\n".join(lines.slice(start, HASHED_AT_ONCE).to_pylist())
             digest.update(("\n" if start else "").encode() + part.encode())
+        counts = self.counts()
         return {
             "sha256": digest.hexdigest(),
+            **{f"{split}_sha256": images_sha256(self.split(split)["sha256"]) for split in counts},
+            "classes_sha256": classes_sha256(self.classes),
             "classes": list(self.classes),
-            "counts": self.counts(),
+            "counts": counts,
             "images": len(self.rows),
             "bytes": int(self.rows["bytes"].sum()),
             "root": str(self.root),

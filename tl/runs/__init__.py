@@ -109,6 +109,7 @@ def labels(folder: RunFolder, config: TrainConfig) -> dict[str, Any]:
         "config": config.tracking,
         "experiment": data_name(config),
         "run_name": run_name(config),
+        "kind": "folds" if config.data.folds and config.data.fold is None else "train",
         "output_dir": folder.path,
         "resume": folder.resumed,
     }

@@ -125,6 +125,17 @@ def job_params(
     }
 
 
+def job_tags(config: TrainConfig, built: BuiltModel, plan: Plan) -> dict[str, str]:
+    """Tags of the MLflow run by which people look for runs."""
+    return {
+        "model.name": config.model.name,
+        "model.weights_sha256": built.weights.sha256,
+        "tl.method": plan.method.removeprefix("auto: "),
+        "tl.plan": ", ".join(phase.name for phase in plan.phases),
+        "seed": str(config.seed),
+    }
+
+
 def write_results(
     folder: RunFolder,
     fit: FitResult,

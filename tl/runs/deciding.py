@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tl.config import AdviseConfig, ConfigError, FinetuneConfig, HeadKind, TrainConfig
 from tl.decision.evidence import Evidence
+from tl.runs.contents import job_tags
 from tl.runs.folder import RunError, RunFolder, run_name, write_model
 
 if TYPE_CHECKING:
@@ -235,11 +236,16 @@ def brief(advice: Advice | None) -> tuple[Section, ...]:
 
 
 def records(
-    advice: Advice | None, found: AuditReport | None = None
+    config: TrainConfig,
+    built: BuiltModel,
+    plan: Plan,
+    advice: Advice | None = None,
+    found: AuditReport | None = None,
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Metrics and tags for MLflow: of what was decided, and of what the audit found."""
+    """Metrics and tags for MLflow: of the job, what was decided, and what the audit found."""
     metrics, tags = (advice.metrics(), advice.tags()) if advice else ({}, {})
-    return {**metrics, **(found.metrics() if found else {})}, tags
+    metrics |= found.metrics() if found else {}
+    return metrics, job_tags(config, built, plan) | tags
 
 
 def confirm(

@@ -12,6 +12,7 @@ from typing import Any
 
 from tl.config import Interrupted, TrackingConfig
 
+from .identity import job_of, job_tags, run_title
 from .store import (
     StoreError,
     TrackingError,
@@ -54,7 +55,13 @@ def check_store(config: TrackingConfig, *, resume: bool) -> None:
 
 @contextmanager
 def start_run(
-    config: TrackingConfig, *, experiment: str, run_name: str, output_dir: Path, resume: bool
+    config: TrackingConfig,
+    *,
+    experiment: str,
+    run_name: str,
+    output_dir: Path,
+    resume: bool,
+    kind: str = "train",
 ) -> Iterator[TrackedRun]:
     """Run a job within its MLflow run.
 
@@ -65,9 +72,10 @@ def start_run(
     Args:
         config: Settings; `experiment` and `run_name` there come before the arguments.
         experiment: Name of the experiment.
-        run_name: Name of the run.
+        run_name: Name of the run, to which four digits of the job are added.
         output_dir: Folder of the job.
         resume: Go on with the run that `run.json` names, where there is one.
+        kind: What kind of job it is, the tag `tl.kind`.
 
     Raises:
         StoreError: The store does not answer, or does not know the run that is resumed.
@@ -80,7 +88,10 @@ def start_run(
     known = record.get("tracking_uri", "")
     uri = default_uri(config) if config.uri or not known or "***@" in known else known
     with mlflow_settings(uri), _tracking_uri(uri):
-        run = _open(uri, config, experiment, run_name, output_dir, record)
+        job = job_of(record)
+        tags = {**job_tags(job, output_dir), "tl.kind": kind, **config.tags}
+        name = config.run_name or run_title(run_name, job)
+        run = _open(uri, tags, config.experiment or experiment, name, output_dir, record)
         monitor = _monitor(run, resumed=bool(record)) if config.system_metrics else None
         try:
             yield run
@@ -117,7 +128,7 @@ def _tracking_uri(uri: str) -> Iterator[None]:
 
 def _open(
     uri: str,
-    config: TrackingConfig,
+    tags: Mapping[str, str],
     experiment: str,
     run_name: str,
     output_dir: Path,
@@ -128,14 +139,13 @@ def _open(
     client = open_store(uri)
     nested = mlflow.active_run() is not None
     # Off: this room starts the monitor itself, with a shorter interval.
-    common: dict[str, Any] = {"nested": nested, "log_system_metrics": False, "tags": config.tags}
+    common: dict[str, Any] = {"nested": nested, "log_system_metrics": False, "tags": tags}
     try:
         if record.get("run_id"):
             active = mlflow.start_run(run_id=record["run_id"], **common)
         else:
-            number = experiment_id(client, uri, config.experiment or experiment)
-            name = config.run_name or run_name
-            active = mlflow.start_run(experiment_id=number, run_name=name, **common)
+            number = experiment_id(client, uri, experiment)
+            active = mlflow.start_run(experiment_id=number, run_name=run_name, **common)
         where = client.get_experiment(active.info.experiment_id)
     except StoreError:
         raise
@@ -146,7 +156,7 @@ def _open(
         raise StoreError(uri, reason) from error
     run = TrackedRun(client, uri, active.info.run_id, output_dir)
     found = {"experiment_id": active.info.experiment_id, "experiment": where.name}
-    _write_record(run, {"run_id": run.run_id, **found, "status": "RUNNING"})
+    _write_record(run, {"run_id": run.run_id, "job": tags["tl.job"], **found, "status": "RUNNING"})
     return run
 
 

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from .environment import environment, main_packages
+from .identity import data_tags
 from .model import log_bundle
 from .store import TrackingError, reason_of, redacted
 
@@ -176,9 +177,7 @@ class TrackedRun:
         if self._client is None:
             return
         self.log_dict(fingerprint, "data.json")
-        tags = {"images": fingerprint.get("images"), "sha256": fingerprint.get("sha256")}
-        tags["classes"] = len(fingerprint.get("classes", ()))
-        self.log_tags({f"data.{k}": v for k, v in tags.items() if v is not None})
+        self.log_tags(data_tags(fingerprint))
 
     def log_job(
         self,
@@ -186,7 +185,7 @@ class TrackedRun:
         yaml: str,
         fingerprint: Mapping[str, Any],
         evidence: Mapping[str, float] = MappingProxyType({}),
-        decision: Mapping[str, str] = MappingProxyType({}),
+        tags: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Log what a job is before it begins: parameters, config, data, environment.
 
@@ -195,11 +194,11 @@ class TrackedRun:
             yaml: The config.
             fingerprint: Of the data.
             evidence: What was measured before; becomes metrics.
-            decision: What was decided by it; becomes tags.
+            tags: What the job is, and what was decided.
         """
         self.log_params(params)
         self.log_metrics(evidence)
-        self.log_tags(decision)
+        self.log_tags(tags)
         self.log_config(yaml)
         self.log_dataset(fingerprint)
         self.log_environment()
