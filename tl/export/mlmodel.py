@@ -42,10 +42,14 @@ def write_mlmodel(folder: Path, preprocessing: Preprocessing, outputs: Outputs) 
 
 
 def _signature(outputs: Outputs) -> ModelSignature:
-    """An image as text in; out what `tl.bundle.serving` gives for the task."""
+    """An image in, and out what `tl.bundle.serving` gives for the task.
+
+    Any type: text (base64, a path) and arrays of every size go into one column, and MLflow's
+    protocol knows no type for that. `serving` checks what comes.
+    """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
-    from mlflow.types.schema import Array, Map
+    from mlflow.types.schema import AnyType, Array, Map
 
     shares = ColSpec(Map(DataType.double), "probabilities")
     columns: dict[str, list[Any]] = {
@@ -57,7 +61,7 @@ def _signature(outputs: Outputs) -> ModelSignature:
         ],
         "regression": [ColSpec(DataType.double, "value")],
     }
-    inputs = Schema([ColSpec(DataType.string, "image")])
+    inputs = Schema([ColSpec(AnyType(), "image")])  # type: ignore[no-untyped-call]
     return ModelSignature(inputs=inputs, outputs=Schema(columns[outputs.task]))
 
 
