@@ -12,8 +12,10 @@ from numpy.typing import ArrayLike
 
 from tl.config import Task
 from tl.evaluation.multi import choose_thresholds, judge_multi
+from tl.evaluation.paired import PairResult, PairSide, compare_pair, holm, not_worse
 from tl.evaluation.regression import judge_regression
 from tl.evaluation.report import EvaluationError, Report, headline, lower_is_better
+from tl.evaluation.sheets import Aligned, PairingError, Sheet, aligned, sheet_of
 from tl.evaluation.single import (
     accuracy_interval,
     calibration_error,
@@ -23,16 +25,26 @@ from tl.evaluation.single import (
 from tl.evaluation.tables import predictions_table
 
 __all__ = [
+    "Aligned",
     "EvaluationError",
+    "PairResult",
+    "PairSide",
+    "PairingError",
     "Report",
+    "Sheet",
     "accuracy_interval",
+    "aligned",
     "calibration_error",
     "choose_thresholds",
+    "compare_pair",
     "evaluate",
     "headline",
+    "holm",
     "lower_is_better",
     "negative_log_likelihood",
+    "not_worse",
     "predictions_table",
+    "sheet_of",
 ]
 
 
