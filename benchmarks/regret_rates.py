@@ -1,6 +1,7 @@
 """The methods of the regret benchmark, and at which share of today's rate a fit was trained.
 
-Recipes change, and a fit keeps its absolute rate: what it counts as is asked anew each time.
+Recipes change, and a fit keeps its absolute rate: what it counts as is asked anew each time. One
+that began from another head than today's recipe trains counts no more.
 """
 
 from __future__ import annotations
@@ -42,16 +43,32 @@ def last_rate(config: FinetuneConfig) -> float:
     return rate
 
 
-def share_of_today(row: Mapping[str, Any], evidence: Evidence) -> float:
+def first_head(config: FinetuneConfig) -> tuple[int | None, float]:
+    """Epochs and rate of the phase before the last one."""
+    first = next(iter(config.phases.values()))
+    rate = first.head_lr or config.head_lr
+    assert rate is not None
+    return first.epochs or config.epochs, rate
+
+
+def share_of_today(row: Mapping[str, Any], evidence: Evidence) -> float | None:
     """Rate of a fit as a share of what its method has today: one of `RATES` where it is near.
 
     Args:
         row: Of the results; without `phases` its `rate` is taken.
         evidence: Of its cell.
+
+    Returns:
+        None where the head before the last phase was trained otherwise than today.
     """
     if "phases" not in row:
         return float(row["rate"])
     config = method_config(row["method"], evidence, row.get("budget", "quick"))
-    share = float(row["phases"][-1]["head_lr"]) / last_rate(config)
+    first, last = row["phases"][0], row["phases"][-1]
+    if len(row["phases"]) > 1:
+        epochs, rate = first_head(config)
+        if first["epochs"] != epochs or not 1 / SAME < first["head_lr"] / rate < SAME:
+            return None
+    share = float(last["head_lr"]) / last_rate(config)
     near = [rate for rate in RATES if 1 / SAME < share / rate < SAME]
     return near[0] if near else share

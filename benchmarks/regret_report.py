@@ -100,7 +100,8 @@ def judged(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> list[Ju
         key = tuple(row[name] for name in names)
         if row["kind"] == "fit" and row["method"] in methods and key in seen:
             rate = share_of_today(row, seen[key])
-            fits.setdefault(key, {})[row["method"], rate] = row
+            if rate is not None:
+                fits.setdefault(key, {})[row["method"], rate] = row
     wanted = {
         (r["method"], rate)
         for all_fits in fits.values()

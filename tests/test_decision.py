@@ -21,6 +21,7 @@ from tl.config import (
 )
 from tl.decision import METHODS, TIERS, Decision, Thresholds, decide, recipe, table_rows
 from tl.decision.evidence import Flips, Score
+from tl.decision.recipes import START_STEPS
 from tl.finetuning import build_plan
 from tl.models import build_model
 
@@ -234,6 +235,44 @@ def test_a_head_has_steps_enough_on_few_images():
         for images in (8, 40, 400, 4_000)
     }
     assert steps == {8: 300, 40: 600, 400: 611, 4_000: 1_250}
+
+
+@pytest.mark.parametrize(("per_class", "classes"), [(2, 4), (4, 10), (10, 4), (10, 10), (19, 10)])
+@pytest.mark.parametrize("method", ["lp_ft", "lp_partial", "norm_affine", "lora"])
+def test_a_head_that_prepares_for_stages_is_short_where_nothing_can_end_it(
+    per_class, classes, method
+):
+    known = evidence(per_class, classes, drift=0.9)
+    first, *_ = recipe(method, known, Budget.thorough).phases.values()
+    steps = first.epochs * -(-per_class * classes // 32)
+    assert START_STEPS <= steps < START_STEPS + -(-per_class * classes // 32)
+    alone = recipe("linear_probe", known)
+    assert alone.epochs * -(-per_class * classes // 32) >= 300
+    # With validation enough, that says when the head is done.
+    known = replace(known, amount=replace(known.amount, val_images=60, val_least=6))
+    first, *_ = recipe(method, known).phases.values()
+    assert (first.epochs, first.patience > 0) == (alone.epochs, True)
+
+
+def test_gentle_steps_are_about_what_was_pretrained_and_not_about_the_new_head():
+    found = decide(evidence(4, drift=0.9)).finetune
+    assert (found.phases["head"].head_lr, found.phases["all"].head_lr) == (
+        1e-3,
+        pytest.approx(1e-3),
+    )
+    assert decide(evidence(10, drift=0.9)).finetune.phases["head"].head_lr is None
+
+
+def test_a_short_head_is_explained():
+    def said(*given, **kind):
+        found = decide(evidence(10, **kind), given=asked(*given))
+        return [reason for reason in found.reasons if "prepares for the stages" in reason]
+
+    [reason] = said()
+    assert reason.startswith("the head that prepares for the stages trains for 10 epochs only")
+    assert not said("finetune.epochs=7")
+    assert not said(quality=0.99)  # a linear classifier alone
+    assert not said(classes=40)  # 100 validation images end it
 
 
 def test_flips_follow_the_measurement():

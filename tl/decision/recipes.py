@@ -35,6 +35,12 @@ HEAD_STEPS = 600
 LEAST_HEAD_STEPS = 300
 HEAD_EPOCHS = (10, 100)
 FEW_IMAGES, FEW_HEAD_EPOCHS = 320, 300
+# Steps of a head that only prepares for stages, where no validation ends it. A head that fits its
+# few images whole leaves a loss of nearly zero, and so no gradient for the stages: features that
+# should change stay as they are. One that was stopped early is the better start (Ren et al. 2023,
+# "How to prepare your task head for finetuning", arXiv:2302.05779; docs/decision-table.md has what
+# we measured).
+START_STEPS = 40
 # What the user may have set beside it; the default is no wish.
 PASSED = ("gradient_clip", "accumulate", "precision", "pretrained", "confirm")
 
@@ -150,9 +156,20 @@ def _phases(
     if choice.method == "full":
         share = second_share(choice, similarity, backbone)
         return {"all": PhaseConfig(train_stages=ALL, head_lr=rate * share if share > 1 else None)}
-    epochs = head_epochs(amount.images, batch_size, budget)
-    # A moving average helps what is noisy; a linear head with a falling rate is not.
-    head = PhaseConfig(train_stages=0, epochs=epochs, patience=patience(epochs, chooses), ema=False)
+    epochs = (
+        head_epochs(amount.images, batch_size, budget)
+        if chooses
+        else start_epochs(amount.images, batch_size)
+    )
+    head = PhaseConfig(
+        train_stages=0,
+        epochs=epochs,
+        # A choice of gentle steps is about what was pretrained; the head is new in any case.
+        head_lr=head_rate(backbone) if choice.slower != 1 else None,
+        patience=patience(epochs, chooses),
+        # A moving average helps what is noisy; a linear head with a falling rate is not.
+        ema=False,
+    )
     body = PhaseConfig(
         train_stages=choice.stages,
         head_lr=rate * second_share(choice, similarity, backbone),
@@ -201,6 +218,11 @@ def head_epochs(images: int, batch_size: int, budget: Budget) -> int:
     steps = max(HEAD_STEPS * BUDGETS[budget], LEAST_HEAD_STEPS)
     most = FEW_HEAD_EPOCHS if images <= FEW_IMAGES else HEAD_EPOCHS[1]
     return _clip(steps / max(math.ceil(images / batch_size), 1), HEAD_EPOCHS[0], most)
+
+
+def start_epochs(images: int, batch_size: int) -> int:
+    """Epochs of a head that prepares for stages, where validation is too small to end it."""
+    return math.ceil(START_STEPS / max(math.ceil(images / batch_size), 1))
 
 
 def _clip(value: float, low: int, high: int) -> int:

@@ -131,6 +131,12 @@ def _schedule(case: Case) -> Iterator[str]:
             f"to choose an epoch (that takes {t.val_images} and {t.val_least}): fixed schedule, "
             "last weights"
         )
+        first, *later = config.phases.values()
+        if later and first.epochs is not None:
+            yield (
+                f"the head that prepares for the stages trains for {count(first.epochs)} epochs "
+                "only: one that fits so few images whole leaves the stages nothing to learn from"
+            )
 
 
 def _drop(score: Score | None) -> str:
