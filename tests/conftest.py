@@ -12,6 +12,7 @@ from PIL import Image
 
 import tl  # noqa: F401  # sets the wait policy of OpenMP before torch is loaded
 
+pytest_plugins = ["servers"]  # real servers, for tests that ask for them
 REPO = Path(__file__).parents[1]
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40), "grey": (120,) * 3}
 
