@@ -14,7 +14,8 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest, norm, ttest_1samp
+from scipy.stats import binom, binomtest, norm, ttest_1samp
+from scipy.stats import t as t_distribution
 
 from tl.evaluation.multi import average_precision
 
@@ -178,13 +179,52 @@ def holm(p_values: ArrayLike) -> Floats:
     return adjusted
 
 
-def draws(sides: Sequence[PairSide], metric: str, *, seed: int = 0) -> Floats:
+def p_values(sides: Sequence[PairSide], metric: str, drawn: Floats | None = None) -> Floats:
+    """P-values of every pair of models, as `compare_pair` gives them, all at once.
+
+    Args:
+        sides: The K models, all on the same images.
+        metric: `acc`, `map` or `mae`.
+        drawn: For `map`: what `draws` gives.
+
+    Returns:
+        Shape (K, K), symmetric; 1 on the diagonal.
+    """
+    if metric == "acc":
+        right = np.stack([side.values for side in sides]).astype(np.float32)
+        both = right.astype(np.float64) @ right.T
+        only = np.rint(both.diagonal()[:, None] - both)
+        differ = only + only.T
+        p = 2 * binom.cdf(np.minimum(only, only.T), differ, 0.5)
+        return np.asarray(np.minimum(np.where(differ > 0, p, 1), 1), dtype=np.float64)
+    if metric == "mae":
+        values = np.stack([side.values for side in sides])
+        images = values.shape[1]
+        covariance, middle = np.cov(values) / images, values.mean(axis=1)
+        distribution = t_distribution(max(images - 1, 1))
+    else:
+        assert drawn is not None
+        covariance, middle = np.cov(drawn.T), np.array([figure(side, metric) for side in sides])
+        distribution = norm
+    covariance = np.atleast_2d(covariance)
+    variance = covariance.diagonal()[:, None] + covariance.diagonal() - 2 * covariance
+    error = np.sqrt(np.maximum(variance, 1e-14 * covariance.diagonal().max()))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        p = 2 * distribution.sf(np.abs(middle[:, None] - middle) / error)
+    return np.where(np.isfinite(p), p, 1)
+
+
+def draws(
+    sides: Sequence[PairSide], metric: str, *, seed: int = 0, resamples: int | None = None
+) -> Floats:
     """The headline of several models over the same resamples of their images.
 
     Args:
         sides: The models, all on the same images.
-        metric: `map` or `mae`; for `acc` counts say the same faster, see `compare_pair`.
+        metric: `acc` (for an interval counts say the same faster, see `compare_pair`), `map` or
+            `mae`.
         seed: Of the resamples.
+        resamples: How many; default: as many as take a second or two.
 
     Returns:
         Shape (R, models); fewer resamples where there is more to count.
@@ -195,8 +235,8 @@ def draws(sides: Sequence[PairSide], metric: str, *, seed: int = 0) -> Floats:
     images = len(sides[0])
     if images == 0 or any(len(side) != images for side in sides):
         raise ValueError(f"expected the same images, got {sorted({len(s) for s in sides})}")
-    count = RESAMPLES
-    if metric == "map":
+    count = resamples or RESAMPLES
+    if metric == "map" and resamples is None:
         values = images * sides[0].values.shape[1] * len(sides)
         count = min(max(RANKED_VALUES // values, FEWEST_RANKED), MOST_RANKED)
     return np.concatenate([_figures(sides, metric, w) for w in _weights(images, count, seed)])
