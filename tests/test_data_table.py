@@ -474,7 +474,7 @@ def test_fingerprint_follows_contents_not_names(image_folder, tmp_path):
     (tmp_path / "two/train/red/zz.png").rename(tmp_path / "two/val/red/zz.png")
     moved = read(tmp_path / "two").fingerprint()
     changed = {name for name in one if moved[name] != one[name]}
-    assert changed == {"sha256", "train_sha256", "val_sha256", "counts"}
+    assert changed == {"sha256", "train_sha256", "val_sha256", "splits", "counts"}
 
 
 def test_check_is_remembered_until_a_file_changes(image_folder, tmp_path):
