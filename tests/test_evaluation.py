@@ -103,19 +103,10 @@ def test_interval_is_that_of_wilson(correct: int, images: int, low: float, high:
 
 def test_metrics_carry_the_name_of_the_split() -> None:
     flat = evaluate(np.eye(3), [0, 1, 2], CLASSES, "test").flat()
-    assert list(flat) == [
-        f"test/{name}"
-        for name in (
-            "acc",
-            "acc_low",
-            "acc_high",
-            "f1_macro",
-            "balanced_acc",
-            "loss",
-            "ece",
-            "images",
-        )
-    ]
+    figures = ("acc", "f1_macro", "balanced_acc", "f1_weighted", "log_loss", "brier", "ece")
+    with_intervals = [f"{n}{end}" for n in (*figures, "auc", "ap") for end in ("", "_low", "_high")]
+    alone = ("loss", "ece_uncalibrated", "images")
+    assert list(flat) == [f"test/{name}" for name in (*with_intervals, *alone)]
     assert flat["test/acc"] == flat["test/acc_high"] == 1
     assert all(type(value) is float for value in flat.values())
 

@@ -64,7 +64,9 @@ def test_figures_of_several_labels_equal_a_count_by_hand() -> None:
     assert report.thresholds == (0.5, 0.5, 0.5)
     assert report.task is Task.multi
     assert report.per_class.columns.tolist() == [
-        *("class", "images", "ap", "threshold", "precision", "recall", "f1")
+        *("class", "images", "ap", "ap_low", "ap_high", "auc", "threshold"),
+        *("precision", "precision_low", "precision_high"),
+        *("recall", "recall_low", "recall_high", "f1", "f1_low", "f1_high"),
     ]
 
 

@@ -7,10 +7,19 @@ number); nothing here knows a network or a file.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from numpy.typing import ArrayLike
 
 from tl.config import Task
+from tl.evaluation.abstaining import Abstain, choose_abstain
+from tl.evaluation.calibration import (
+    Temperature,
+    calibration_error,
+    fit_temperature,
+    probabilities,
+    without_temperature,
+)
 from tl.evaluation.multi import choose_thresholds, judge_multi
 from tl.evaluation.paired import PairResult, PairSide, compare_pair, holm, not_worse
 from tl.evaluation.regression import judge_regression
@@ -18,13 +27,13 @@ from tl.evaluation.report import EvaluationError, Report, headline, lower_is_bet
 from tl.evaluation.sheets import Aligned, PairingError, Sheet, aligned, sheet_of
 from tl.evaluation.single import (
     accuracy_interval,
-    calibration_error,
     judge_single,
     negative_log_likelihood,
 )
 from tl.evaluation.tables import predictions_table
 
 __all__ = [
+    "Abstain",
     "Aligned",
     "EvaluationError",
     "PairResult",
@@ -32,19 +41,24 @@ __all__ = [
     "PairingError",
     "Report",
     "Sheet",
+    "Temperature",
     "accuracy_interval",
     "aligned",
     "calibration_error",
+    "choose_abstain",
     "choose_thresholds",
     "compare_pair",
     "evaluate",
+    "fit_temperature",
     "headline",
     "holm",
     "lower_is_better",
     "negative_log_likelihood",
     "not_worse",
     "predictions_table",
+    "probabilities",
     "sheet_of",
+    "without_temperature",
 ]
 
 
@@ -57,6 +71,9 @@ def evaluate(
     task: Task = Task.single,
     thresholds: Sequence[float] | None = None,
     scale: float = 1.0,
+    uncalibrated: ArrayLike | None = None,
+    sure_from: float | None = None,
+    groups: Sequence[object] | None = None,
 ) -> Report:
     """Judge the predictions for one split.
 
@@ -72,6 +89,9 @@ def evaluate(
         thresholds: For several labels: the probability from which each class counts as present;
             default: chosen on these very predictions (do that on val alone).
         scale: For regression: standard deviation of the targets of train, the unit of `loss`.
+        uncalibrated: Probabilities before a temperature was applied, (N, C); default: `outputs`.
+        sure_from: For one label: score from which an answer is sure; infinite: none is.
+        groups: Of each image, (N,), such as a camera or a patient; missing where it has none.
 
     Raises:
         EvaluationError: An output is not finite, as happens when a training diverges; or no image
@@ -84,8 +104,10 @@ def evaluate(
         >>> round(report.flat()["val/acc"], 3), report.confusion.tolist()
         (0.667, [[1, 0], [1, 1]])
     """
-    if task is Task.multi:
-        return judge_multi(outputs, targets, classes, split, thresholds)
+    more: dict[str, Any] = {"groups": groups}
     if task is Task.regression:
-        return judge_regression(outputs, targets, classes, split, scale)
-    return judge_single(outputs, targets, classes, split)
+        return judge_regression(outputs, targets, classes, split, scale, **more)
+    more |= {"uncalibrated": uncalibrated}
+    if task is Task.multi:
+        return judge_multi(outputs, targets, classes, split, thresholds, **more)
+    return judge_single(outputs, targets, classes, split, sure_from=sure_from, **more)

@@ -10,15 +10,21 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import mannwhitneyu
 
 from tl.config import Task
+from tl.evaluation import resampling
+from tl.evaluation.calibration import CALIBRATION_BINS, bin_of, calibration_error, reliability
+from tl.evaluation.groups import by_group, worst_group
+from tl.evaluation.ranking import Ranking, rank
 from tl.evaluation.report import EvaluationError, Report, refuse_infinite
-from tl.evaluation.resampling import interval
-from tl.evaluation.single import calibration_error
+from tl.evaluation.resampling import interval, wilson
 
 FEW = 5  # images with a label below which its threshold is not chosen by them alone
 # Chance that probabilities which know nothing of a class look as good: above it the best F1 comes
 # of saying the class of every image.
 MOST_CHANCE = 0.01
 LARGEST = 1 - 2.0**-25  # largest probability below 1 that a sigmoid of float32 tells from it
+
+Array = NDArray[np.float64]
+Marks = NDArray[np.bool_]
 
 
 def judge_multi(
@@ -27,32 +33,49 @@ def judge_multi(
     classes: Sequence[str],
     split: str,
     thresholds: Sequence[float] | None,
+    *,
+    uncalibrated: ArrayLike | None = None,
+    groups: Sequence[object] | None = None,
 ) -> Report:
     """Judge the predictions of several labels an image; see `tl.evaluation.evaluate`."""
     p, y = checked(probabilities, targets, classes)
+    raw = p if uncalibrated is None else checked(uncalibrated, targets, classes)[0]
     if not y.any():
         raise EvaluationError(f"no image of {split} has any label: there is nothing to judge")
     chosen = choose_thresholds(p, y) if thresholds is None else np.asarray(thresholds, np.float64)
     if chosen.shape != (len(classes),):
         raise ValueError(f"expected {len(classes)} thresholds, got {chosen.shape}")
     said = p >= chosen
-    per_class = _per_class(p, y, said, classes, chosen)
-    low, high = _map_interval(p, y)
+    ranking = rank(p, y)
+    figures = _Figures(p, y, said)
+    of_all, per_class = _with_intervals(figures, y, said, classes, chosen, ranking)
+    low, high = _map_interval(p, y, ranking)
     wrong = said != y
+    found = by_group(wrong.mean(axis=1), groups) if groups is not None else None
     metrics = {
         "map": float(per_class["ap"].mean()),
         "map_low": low,
         "map_high": high,
-        "f1_macro": float(per_class["f1"].mean()),
-        "f1_micro": float(2 * (said & y).sum() / (said.sum() + y.sum())),
-        "exact_match": float((~wrong.any(axis=1)).mean()),
-        "hamming": float(wrong.mean()),
-        "loss": binary_cross_entropy(p, y),
-        "ece": calibration_error(p.ravel(), y.ravel()),
+        **of_all,
+        **{key: value for key, value in ranking.means.items() if key.startswith("auc")},
+        "loss": binary_cross_entropy(raw, y),
+        "ece_uncalibrated": calibration_error(raw.ravel(), y.ravel()),
+        **worst_group(found, "hamming", lowest=False),
         "images": float(len(y)),
     }
     return Report(
-        split, metrics, per_class, None, tuple(classes), Task.multi, tuple(chosen.tolist())
+        split,
+        metrics,
+        per_class,
+        None,
+        tuple(classes),
+        Task.multi,
+        tuple(chosen.tolist()),
+        truth=y,
+        predicted=p,
+        groups=found,
+        bins=reliability(p.ravel(), y.ravel()),
+        bins_uncalibrated=reliability(raw.ravel(), y.ravel()),
     )
 
 
@@ -80,29 +103,84 @@ def checked(
     return p, y.astype(bool)
 
 
-def _per_class(
-    p: NDArray[np.float64],
-    y: NDArray[np.bool_],
-    said: NDArray[np.bool_],
+class _Figures:
+    """Figures of the images for weights (R, N): of all labels together, then F1 of each label.
+
+    Args:
+        p: Probabilities, (N, C).
+        y: Whether the image has the label, (N, C).
+        said: Whether the model says so, (N, C).
+    """
+
+    names = ("f1_macro", "f1_micro", "exact_match", "hamming", "log_loss", "brier", "ece")
+
+    def __init__(self, p: Array, y: Marks, said: Marks) -> None:
+        images, classes = p.shape
+        self.counts = [marks.astype(np.float64) for marks in (y, said, said & y)]
+        wrong, right = said != y, np.where(y, p, 1 - np.minimum(p, LARGEST))
+        self.means = np.stack(
+            [
+                ~wrong.any(axis=1),
+                wrong.mean(axis=1),
+                -np.log(np.maximum(right, np.finfo(np.float32).tiny)).mean(axis=1),
+                np.square(p - y).mean(axis=1),
+            ],
+            axis=1,
+        )
+        place = np.arange(images)[:, None] * CALIBRATION_BINS + bin_of(p)
+        size = images * CALIBRATION_BINS
+        gaps = np.bincount(place.ravel(), weights=(p - y).ravel(), minlength=size)
+        self.gaps = gaps.reshape(images, CALIBRATION_BINS) / classes
+
+    def __call__(self, weights: Array) -> Array:
+        """Shape (R, names + classes)."""
+        total = weights.sum(axis=1, keepdims=True)
+        truth, said, right = (weights @ count for count in self.counts)
+        known = truth + said
+        with np.errstate(invalid="ignore"):  # 0 of 0 is undefined
+            f1 = 2 * right / known
+            micro = 2 * right.sum(axis=1, keepdims=True) / known.sum(axis=1, keepdims=True)
+            macro = np.where(known > 0, f1, 0).sum(axis=1, keepdims=True)
+            macro /= (known > 0).sum(axis=1, keepdims=True)
+        means = weights @ self.means / total
+        ece = np.abs(weights @ self.gaps).sum(axis=1, keepdims=True) / total
+        return np.concatenate([macro, micro, means, ece, f1], axis=1)
+
+
+def _with_intervals(
+    figures: _Figures,
+    y: Marks,
+    said: Marks,
     classes: Sequence[str],
-    thresholds: NDArray[np.float64],
-) -> pd.DataFrame:
+    thresholds: Array,
+    ranking: Ranking,
+) -> tuple[dict[str, float], pd.DataFrame]:
+    """Figures of all labels with their 95 % intervals, and the table of the labels."""
+    names = figures.names
+    once = figures(np.ones((1, len(y))))[0]
+    low, high = interval(figures, len(y), width=len(classes), centred=[names.index("ece")])
+    low = np.maximum(low, 0)
+    of_all: dict[str, float] = {}
+    for place, name in enumerate(names):
+        of_all |= {name: float(once[place])}
+        of_all |= {f"{name}_low": float(low[place]), f"{name}_high": float(high[place])}
     right, given, images = (said & y).sum(axis=0), said.sum(axis=0), y.sum(axis=0)
-    with np.errstate(invalid="ignore"):  # 0 of 0 is undefined
-        precision, recall, f1 = right / given, right / images, 2 * right / (given + images)
-    once = np.ones((1, len(y)))
-    ap = [average_precision(p[:, k], y[:, k], once)[0] for k in range(len(classes))]
-    return pd.DataFrame(
-        {
-            "class": list(classes),
-            "images": images,
-            "ap": ap,
-            "threshold": thresholds,
-            "precision": precision,
-            "recall": recall,
-            "f1": f1,
-        }
-    )
+    table: dict[str, object] = {
+        "class": list(classes),
+        "images": images,
+        "ap": ranking.ap,
+        "ap_low": ranking.ap_low,
+        "ap_high": ranking.ap_high,
+        "auc": ranking.auc,
+        "threshold": thresholds,
+    }
+    for name, of in (("precision", given), ("recall", images)):
+        with np.errstate(invalid="ignore"):  # 0 of 0 is undefined
+            table[name] = right / of
+        table[f"{name}_low"], table[f"{name}_high"] = wilson(right, of)
+    first = len(names)
+    table |= {"f1": once[first:], "f1_low": low[first:], "f1_high": high[first:]}
+    return of_all, pd.DataFrame(table)
 
 
 def average_precision(
@@ -135,9 +213,14 @@ def average_precision(
     return result
 
 
-def _map_interval(p: NDArray[np.float64], y: NDArray[np.bool_]) -> tuple[float, float]:
-    """95 % interval of the mean over the classes that occur, over draws of images."""
+def _map_interval(p: Array, y: Marks, ranking: Ranking) -> tuple[float, float]:
+    """95 % interval of the mean over the classes that occur, over draws of images.
+
+    With so many images that drawing them takes long, that of the limit of the draws.
+    """
     there = np.flatnonzero(y.any(axis=0))
+    if len(y) * len(there) * resampling.MOST_RESAMPLES > resampling.MOST_VALUES:
+        return ranking.means["ap_low"], ranking.means["ap_high"]
 
     def mean(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         figures = np.stack([average_precision(p[:, k], y[:, k], weights) for k in there], axis=1)

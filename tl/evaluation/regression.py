@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from tl.config import Task
+from tl.evaluation.groups import by_group, worst_group
 from tl.evaluation.report import Report, refuse_infinite
 from tl.evaluation.resampling import interval
 
@@ -17,7 +18,13 @@ RANGES = 5  # of the target, with as many images each, for which errors are show
 
 
 def judge_regression(
-    values: ArrayLike, targets: ArrayLike, names: Sequence[str], split: str, scale: float
+    values: ArrayLike,
+    targets: ArrayLike,
+    names: Sequence[str],
+    split: str,
+    scale: float,
+    *,
+    groups: Sequence[object] | None = None,
 ) -> Report:
     """Judge predicted numbers; see `tl.evaluation.evaluate`."""
     v, t = checked(values, targets)
@@ -30,6 +37,8 @@ def judge_regression(
         if np.isfinite((value, lower, upper)).all():
             metrics |= {name: value, f"{name}_low": lower, f"{name}_high": upper}
     metrics["loss"] = np.square(error / scale).mean()
+    found = by_group(np.abs(error), groups) if groups is not None else None
+    metrics |= worst_group(found, "mae", lowest=False)
     metrics["images"] = len(t)
     return Report(
         split,
@@ -40,6 +49,7 @@ def judge_regression(
         Task.regression,
         truth=t,
         predicted=v,
+        groups=found,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,33 +36,45 @@ def lower_is_better(task: Task) -> bool:
 class Report:
     """Result of one evaluation.
 
-    `metrics` holds, for one label an image: `acc` with its 95 % Wilson interval `acc_low` and
-    `acc_high`, `f1_macro` and `balanced_acc` (means over the classes that occur), `loss` (mean
-    negative log-likelihood in nats), `ece` (expected calibration error) and `images`. All but
-    `loss` and `images` are in [0, 1].
+    `metrics` holds, for one label an image: `acc` with its 95 % Wilson interval; `f1_macro` and
+    `balanced_acc` (means over the classes that occur), `f1_weighted`, `top5` (with more than five
+    classes), `log_loss` (in nats), `brier` (sum of squares, in [0, 2]) and `ece` (expected
+    calibration error) with 95 % bootstrap intervals; `auc` and `ap` (mean over the classes, each
+    against all others) with intervals of the bootstrap's limit. An interval has the name of its
+    figure with `_low` and `_high`. `loss` and `ece_uncalibrated` are of the network as it was
+    trained, all others of what the bundle says. `sure_share` of the images have a score from
+    the abstain threshold on, and `sure_acc` of these are right.
 
-    For several labels an image: `map` (mean over the classes of the average precision) with its
-    95 % bootstrap interval `map_low` and `map_high`, `f1_macro`, `f1_micro`, `exact_match` (share
-    of images with all labels right) and `hamming` (share of wrong decisions) at the thresholds,
-    `loss` (mean binary cross-entropy of a label in nats), `ece` and `images`.
+    For several labels an image: `map` (mean over the classes of the average precision), `auc`,
+    `f1_macro`, `f1_micro`, `exact_match` (share of images with all labels right) and `hamming`
+    (share of wrong decisions) at the thresholds, `log_loss` (mean of a label), `brier` and `ece`,
+    all with 95 % intervals; `loss` and `ece_uncalibrated`.
 
     For regression: `mae`, `rmse` (in units of the target) and `r2` with 95 % bootstrap intervals,
-    `loss` (squared error in units of the target's variance) and `images`; no `r2` where all images
-    have the same target.
+    `loss` (squared error in units of the target's variance); no `r2` where all images have the
+    same target.
+
+    Always `images`; with groups `groups` and, of the worst with ten images or more, its `acc`,
+    `hamming` or `mae` as `worst_group_…`, with an interval that holds for all groups together.
 
     Args:
         split: Prefix of the metrics.
         metrics: Name to value.
-        per_class: One row a class [class, images, precision, recall, f1], for several labels also
-            [ap, threshold]; what is undefined (the recall of a class without images) is NaN. For
-            regression one row a range of the target [from, to, images, mae, bias].
+        per_class: One row a class [class, images, precision, recall, f1, ap, auc], the first three
+            figures with `_low` and `_high`, for several labels also [threshold]; what is undefined
+            (the recall of a class without images) is NaN. For regression one row a range of the
+            target [from, to, images, mae, bias].
         confusion: Counts of images: true classes are the rows, predicted classes the columns; None
             with several labels or a number an image, and with more than 2,000 classes.
         classes: Names; for regression that of the target.
         task: What the images are labelled with.
         thresholds: For several labels: the probability from which each class counts as present.
-        truth: For regression: the targets.
-        predicted: For regression: what the network says.
+        truth: What is true, as in `tl.evaluation.evaluate`.
+        predicted: What the network says: probabilities or numbers.
+        groups: One row a group of images; see `tl.evaluation.groups.by_group`.
+        bins: Confidence against accuracy; see `tl.evaluation.calibration.reliability`. With
+            several labels each decision counts: its probability against how often it is true.
+        bins_uncalibrated: The same of the network as it was trained.
     """
 
     split: str
@@ -71,8 +84,11 @@ class Report:
     classes: tuple[str, ...]
     task: Task = Task.single
     thresholds: tuple[float, ...] | None = None
-    truth: NDArray[np.float64] | None = None
+    truth: NDArray[Any] | None = None
     predicted: NDArray[np.float64] | None = None
+    groups: pd.DataFrame | None = None
+    bins: pd.DataFrame | None = None
+    bins_uncalibrated: pd.DataFrame | None = None
 
     @property
     def headline(self) -> float:

@@ -1,9 +1,10 @@
-"""Bootstrap intervals of figures that have no formula of their own."""
+"""Intervals: Wilson's for shares, the bootstrap for figures that have no formula of their own."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ def interval(
     *,
     width: int = 1,
     confidence: float = 0.95,
+    centred: Sequence[int] = (),
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Bootstrap interval of one or more figures: over images that are drawn with replacement.
 
@@ -35,6 +37,8 @@ def interval(
         images: Number of images.
         width: Values that the statistic makes of each weight; more of them mean fewer draws.
         confidence: Share of the draws inside.
+        centred: Figures that are too large in every draw, as a sum of absolute gaps is: their
+            interval is moved by what the mean of the draws is above the figure.
 
     Returns:
         Lower and upper ends, (K,).
@@ -46,10 +50,13 @@ def interval(
     tail = (1 - confidence) / 2
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a figure that no draw defines stays NaN
+        middle = statistic(np.ones((1, images)))[0]
         if draws == MOST_RESAMPLES:
             low, high = np.nanquantile(found, [tail, 1 - tail], axis=0)
-            return low, high
-        middle = statistic(np.ones((1, images)))[0]
+            shift = np.zeros(len(middle))
+            places = list(centred)
+            shift[places] = np.nanmean(found[:, places], axis=0) - middle[places]
+            return low - shift, high - shift
         reach = norm.ppf(1 - tail) * np.nanstd(found, axis=0, ddof=1)
     return middle - reach, middle + reach
 
@@ -62,3 +69,24 @@ def _weights(images: int, draws: int) -> Iterator[NDArray[np.float64]]:
         drawn = rng.integers(images, size=(count, images)) + images * np.arange(count)[:, None]
         flat = np.bincount(drawn.ravel(), minlength=count * images)
         yield flat.reshape(count, images).astype(np.float64)
+
+
+def wilson(
+    hits: NDArray[Any], images: NDArray[Any], confidence: float = 0.95
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Wilson's score intervals of many shares at once; NaN where there are no images.
+
+    `tl.evaluation.accuracy_interval`, whose formula is SciPy's, without a call for each.
+
+    Args:
+        hits: How many of the images, (K,).
+        images: How many there are, (K,).
+        confidence: Of each interval.
+    """
+    z = norm.ppf((1 + confidence) / 2)
+    n = np.where(images > 0, images, np.nan)
+    middle = hits + z**2 / 2
+    reach = z * np.sqrt(hits * (n - hits) / n + z**2 / 4)
+    return np.maximum((middle - reach) / (n + z**2), 0), np.minimum(
+        (middle + reach) / (n + z**2), 1
+    )

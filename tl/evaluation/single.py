@@ -1,4 +1,4 @@
-"""One label an image: accuracy, calibration, confusion."""
+"""One label an image: accuracy, ranking, calibration, confusion."""
 
 from __future__ import annotations
 
@@ -7,39 +7,72 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_matrix
 from scipy.stats import binomtest
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix
 
+from tl.evaluation.calibration import CALIBRATION_BINS, bin_of, calibration_error, reliability
+from tl.evaluation.groups import by_group, worst_group
+from tl.evaluation.ranking import rank
 from tl.evaluation.report import Report, refuse_infinite
+from tl.evaluation.resampling import interval, wilson
 
-CALIBRATION_BINS = 15
 MOST_CONFUSED = 2000  # classes up to which there is a matrix: beyond, hundreds of megabytes
+TOP = 5
+
+Array = NDArray[np.float64]
+Labels = NDArray[np.int64]
 
 
 def judge_single(
-    probabilities: ArrayLike, targets: ArrayLike, classes: Sequence[str], split: str
+    probabilities: ArrayLike,
+    targets: ArrayLike,
+    classes: Sequence[str],
+    split: str,
+    *,
+    uncalibrated: ArrayLike | None = None,
+    sure_from: float | None = None,
+    groups: Sequence[object] | None = None,
 ) -> Report:
     """Judge the predictions of one label an image; see `tl.evaluation.evaluate`."""
     p, y = checked(probabilities, targets, classes)
-    predicted = p.argmax(axis=1)
+    raw = p if uncalibrated is None else checked(uncalibrated, targets, classes)[0]
+    predicted, sure = p.argmax(axis=1), p.max(axis=1)
     correct = predicted == y
-    per_class = _per_class(y, predicted, classes)
     low, high = accuracy_interval(int(correct.sum()), len(y))
+    figures = _Figures(p, y, predicted)
+    of_all, per_class = _with_intervals(figures, y, predicted, classes)
+    ranking = rank(p, _one_hot(y, len(classes)))
+    per_class = per_class.assign(ap=ranking.ap, auc=ranking.auc)
+    found = by_group(correct.astype(np.float64), groups) if groups is not None else None
     metrics = {
         "acc": float(correct.mean()),
         "acc_low": low,
         "acc_high": high,
-        "f1_macro": float(per_class["f1"].mean()),
-        "balanced_acc": float(per_class["recall"].mean()),
-        "loss": negative_log_likelihood(p, y),
-        "ece": calibration_error(p.max(axis=1), correct),
+        **of_all,
+        **ranking.means,
+        "loss": negative_log_likelihood(raw, y),
+        "ece_uncalibrated": calibration_error(raw.max(axis=1), raw.argmax(axis=1) == y),
+        **_of_the_sure(sure, correct, sure_from),
+        **worst_group(found, "acc", lowest=True),
         "images": float(len(y)),
     }
     confusion = None
     if len(classes) <= MOST_CONFUSED:
         labels = np.arange(len(classes))
         confusion = confusion_matrix(y, predicted, labels=labels).astype(np.int64)
-    return Report(split, metrics, per_class, confusion, tuple(classes))
+    return Report(
+        split,
+        metrics,
+        per_class,
+        confusion,
+        tuple(classes),
+        truth=y,
+        predicted=p,
+        groups=found,
+        bins=reliability(sure, correct),
+        bins_uncalibrated=reliability(raw.max(axis=1), raw.argmax(axis=1) == y),
+    )
 
 
 def checked(
@@ -69,21 +102,109 @@ def checked(
     return p, y.astype(np.int64)
 
 
-def _per_class(
-    y: NDArray[np.int64], predicted: NDArray[np.int64], classes: Sequence[str]
-) -> pd.DataFrame:
-    precision, recall, f1, images = precision_recall_fscore_support(
-        y, predicted, labels=np.arange(len(classes)), zero_division=np.nan
+class _Figures:
+    """Figures of the images for weights (R, N): of all classes together, then F1 of each class.
+
+    Args:
+        p: Probabilities, (N, C).
+        y: True classes, (N,).
+        predicted: Classes, (N,).
+    """
+
+    def __init__(self, p: Array, y: Labels, predicted: Labels) -> None:
+        images, classes = p.shape
+        self.names = ["f1_macro", "balanced_acc", "f1_weighted", "log_loss", "brier", "ece"]
+        right, sure = predicted == y, p.max(axis=1)
+        of_truth = p[np.arange(images), y]
+        means = [
+            -np.log(np.maximum(of_truth, np.finfo(np.float32).tiny)),
+            np.square(p).sum(axis=1) - 2 * of_truth + 1,
+        ]
+        if classes > TOP:
+            self.names.append("top5")
+            means.append((p > of_truth[:, None]).sum(axis=1) < TOP)
+        self.means = np.stack(means, axis=1).astype(np.float64)
+        self.gaps = np.zeros((images, CALIBRATION_BINS))
+        self.gaps[np.arange(images), bin_of(sure)] = sure - right
+        self.counts = [
+            _indicator(labels, classes, mask)
+            for labels, mask in ((y, None), (predicted, None), (y, right))
+        ]
+
+    def __call__(self, weights: Array) -> Array:
+        """Shape (R, names + classes)."""
+        total = weights.sum(axis=1, keepdims=True)
+        truth, said, right = ((count @ weights.T).T for count in self.counts)
+        there, any_way = truth > 0, truth + said > 0
+        with np.errstate(invalid="ignore"):  # 0 of 0 is undefined
+            recall, f1 = right / truth, 2 * right / (truth + said)
+        macro, balanced = _mean(f1, any_way), _mean(recall, there)
+        weighted = (np.where(there, f1, 0) * truth).sum(axis=1, keepdims=True) / total
+        means = weights @ self.means / total
+        ece = np.abs(weights @ self.gaps).sum(axis=1, keepdims=True) / total
+        parts = [macro, balanced, weighted, means[:, :2], ece, means[:, 2:], f1]
+        return np.concatenate(parts, axis=1)
+
+
+def _mean(values: Array, defined: NDArray[np.bool_]) -> Array:
+    """Mean over the classes where a figure is defined, (R, 1)."""
+    sums = np.where(defined, values, 0).sum(axis=1, keepdims=True)
+    found: Array = sums / defined.sum(axis=1, keepdims=True)
+    return found
+
+
+def _indicator(labels: Labels, classes: int, mask: NDArray[np.bool_] | None) -> csr_matrix:
+    """Which images are of which class, (classes, images)."""
+    images = np.arange(len(labels)) if mask is None else np.flatnonzero(mask)
+    places = (labels[images], images)
+    return csr_matrix((np.ones(len(images)), places), shape=(classes, len(labels)))
+
+
+def _one_hot(labels: Labels, classes: int) -> NDArray[np.bool_]:
+    found = np.zeros((len(labels), classes), bool)
+    found[np.arange(len(labels)), labels] = True
+    return found
+
+
+def _with_intervals(
+    figures: _Figures, y: Labels, predicted: Labels, classes: Sequence[str]
+) -> tuple[dict[str, float], pd.DataFrame]:
+    """Figures of all classes with their 95 % intervals, and the table of the classes."""
+    images, names = len(y), figures.names
+    once = figures(np.ones((1, images)))[0]
+    low, high = interval(figures, images, width=4, centred=[names.index("ece")])
+    low = np.maximum(low, 0)
+    of_all: dict[str, float] = {}
+    for place, name in enumerate(names):
+        of_all |= {name: float(once[place])}
+        of_all |= {f"{name}_low": float(low[place]), f"{name}_high": float(high[place])}
+    number = len(classes)
+    truth, said, right = (
+        np.bincount(labels, minlength=number) for labels in (y, predicted, y[predicted == y])
     )
-    return pd.DataFrame(
-        {
-            "class": list(classes),
-            "images": images.astype(np.int64),
-            "precision": precision,
-            "recall": recall,
-            "f1": f1,
-        }
-    )
+    table: dict[str, object] = {"class": list(classes), "images": truth}
+    for name, hits, of in (("precision", right, said), ("recall", right, truth)):
+        with np.errstate(invalid="ignore"):
+            table[name] = hits / of
+        table[f"{name}_low"], table[f"{name}_high"] = wilson(hits, of)
+    first = len(names)
+    table |= {"f1": once[first:], "f1_low": low[first:], "f1_high": high[first:]}
+    return of_all, pd.DataFrame(table)
+
+
+def _of_the_sure(
+    scores: Array, correct: NDArray[np.bool_], sure_from: float | None
+) -> dict[str, float]:
+    """Share of the images whose answer is sure, and how many of these are right."""
+    if sure_from is None:
+        return {}
+    sure = scores >= sure_from
+    found = {"sure_share": float(sure.mean())}
+    if sure.any():
+        low, high = accuracy_interval(int(correct[sure].sum()), int(sure.sum()))
+        found |= {"sure_acc": float(correct[sure].mean()), "sure_acc_low": low}
+        found["sure_acc_high"] = high
+    return found
 
 
 def accuracy_interval(correct: int, images: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -100,20 +221,3 @@ def negative_log_likelihood(probabilities: NDArray[np.float64], labels: NDArray[
     """Mean of -log p(true class), in nats; a probability of 0 counts as the smallest float32."""
     p = probabilities[np.arange(len(labels)), labels]
     return float(-np.log(np.maximum(p, np.finfo(np.float32).tiny)).mean())
-
-
-def calibration_error(
-    confidence: NDArray[np.float64], correct: NDArray[np.bool_], bins: int = CALIBRATION_BINS
-) -> float:
-    """Expected calibration error: mean gap of confidence and accuracy over bins of equal width.
-
-    Args:
-        confidence: Shape (N,); probability of the predicted class, in [0, 1].
-        correct: Shape (N,); whether the prediction is right.
-        bins: Number of bins that divide [0, 1].
-
-    Source: Guo et al., "On calibration of modern neural networks", ICML 2017.
-    """
-    index = np.minimum((confidence * bins).astype(np.int64), bins - 1)
-    gap = np.bincount(index, weights=confidence - correct, minlength=bins)
-    return float(np.abs(gap).sum() / len(confidence))
