@@ -157,7 +157,7 @@ def _exit_code(name: str, job: Job, args: list[str]) -> int:
         print(f"\ninterrupted{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
         return 130
     except Exception as error:  # every error of a job ends here, and only here
-        return report(error)
+        return show_error(error)
     for number, overrides, cause in failed:
         first_line = str(cause).split("\n")[0]
         print(f"job {number} failed ({' '.join(overrides)}): {first_line}", file=sys.stderr)
@@ -195,7 +195,7 @@ def _run_hydra(name: str, job: Job, args: list[str]) -> list[tuple[int, list[str
             if not batch:
                 single.append(error)
                 return None
-            report(error)
+            show_error(error)
             failed.append((info.job.num, list(info.overrides.task), error))
             raise
 
@@ -232,7 +232,7 @@ def _with_batch_folder(args: list[str]) -> list[str]:
     return [*rest, *own, *flags]
 
 
-def report(error: Exception) -> int:
+def show_error(error: Exception) -> int:
     """Show an error to a person; returns the exit code.
 
     Errors that are meant for a person (`TlError` and whatever carries an `exit_code`) are one

@@ -39,7 +39,7 @@ def cross_validate(config: TrainConfig, train: Train) -> TrainResult:
     """
     folder, asked = open_run(config)
     with loading():
-        from tl import data, display, models, runs, tracking
+        from tl import data, display, models, report, runs, tracking
 
         tracking.load(asked.tracking)
     models.check_request(asked.model, pretrained=asked.finetune.pretrained)
@@ -61,6 +61,8 @@ def cross_validate(config: TrainConfig, train: Train) -> TrainResult:
             note_fold(folder, fold, results[-1])
         summary = sum_up(folder, asked, results)
         tracked.log_results(summary.metrics, len(results), folder.path)
+        for page in report.attach(folder.path):
+            tracked.log_file(page)
     display.results_table(f"val over {len(results)} folds", summary.table)
     display.results_table("folds", summary.runs)
     display.facts(

@@ -20,7 +20,7 @@ def train(config: TrainConfig) -> TrainResult:
     """
     folder, asked = open_run(config)  # before torch is loaded: wrong folders are refused at once
     with loading():
-        from tl import data, display, export, finetuning, models, runs, tracking, training
+        from tl import data, display, export, finetuning, models, report, runs, tracking, training
 
         tracking.load(config.tracking)
     began = time.perf_counter()
@@ -59,11 +59,13 @@ def train(config: TrainConfig) -> TrainResult:
             log_facts=lambda facts, name: tracked.log_dict(facts, f"phases/{name}.json"),
             **runs.fit_settings(config),
         )
-        reports, predictions = training.judge(fit.predict, images)
+        reports, predictions = training.judge(fit.predict, images, config.evaluation)
         metrics = runs.write_results(folder, fit, reports, predictions, time.perf_counter() - began)
         tracked.log_results(metrics, fit.steps, folder.path)
         bundle = export.export_run(folder, config.export).folder if config.export.enabled else None
         tracked.log_bundle(bundle)
+        for page in report.attach(folder.path, table):
+            tracked.log_file(page)
     places = runs.where(folder, bundle, tracked.run_id, tracked.uri)
     display.summary(reports, places | runs.note_test(table, asked.cache.path(), folder.path))
     return TrainResult(folder.path, metrics, bundle, tracked.run_id, fit.trainable_parameters)

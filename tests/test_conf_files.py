@@ -19,6 +19,8 @@ NEEDED = {
     "cache": [],
     "advise": ["data.root=x"],
     "audit": ["data.root=x"],
+    "report": ["run=r"],
+    "compare": ["tracking.experiment=x"],
 }
 OPTIONS = [
     (file.parent.name, file.stem) for file in sorted(CONF.rglob("*.yaml")) if file.parent != CONF

@@ -45,7 +45,12 @@ MAY_IMPORT = {
     },
     "export": {"config", "bundle", "graph", "models", "quiet", "runs"},
     "predictions": {"config", "bundle", "files"},
-    "tracking": {"config"},
+    "registry": {"bundle", "config", "data", "evaluation", "fingerprints", "tracking"},
+    "comparison": {"bundle", "config", "evaluation", "files", "pages", "tracking"},
+    "tracking": {"bundle", "cache", "config", "files"},
+    "report": {
+        *("config", "advice", "audit", "data", "decision", "evaluation", "pages", "runs"),
+    },
     "runs": {
         *("config", "data", "models", "finetuning", "training", "evaluation", "figures", "files"),
         *("audit", "decision", "advice"),

@@ -56,6 +56,7 @@ def test_a_run_learns_and_writes_what_the_design_promises(image_folder, tmp_path
         "pictures/confusion_val.png",
         "pictures/confusion_test.png",
         "pictures/learning_curves.png",
+        "report.html",
         "audit.html",
         "audit.json",
         "checkpoints/1-all/activations.json",

@@ -7,6 +7,7 @@ room imports torch: `--help` and config errors are instant.
 
 from __future__ import annotations
 
+from tl.config.comparing import CompareConfig, spelled
 from tl.config.data import (
     AuditMode,
     BadImages,
@@ -19,6 +20,7 @@ from tl.config.data import (
     quoted_place,
 )
 from tl.config.errors import NO_YAML, ConfigError, Interrupted, ProblemsError, RequestError, TlError
+from tl.config.evaluating import EvaluationConfig
 from tl.config.pipelines import (
     AMOUNTS,
     PIPELINES,
@@ -34,6 +36,16 @@ from tl.config.pipelines import (
     TrainConfig,
     register_schemas,
 )
+from tl.config.registry import (
+    CHALLENGER,
+    CHAMPION,
+    PREVIOUS,
+    ImagesConfig,
+    PromoteConfig,
+    RegisterConfig,
+    StoreConfig,
+)
+from tl.config.reporting import ReportConfig
 from tl.config.schemas import (
     AUTO,
     DECIDED,
@@ -71,11 +83,14 @@ from tl.config.validation import (
 __all__ = [
     "AMOUNTS",
     "AUTO",
+    "CHALLENGER",
+    "CHAMPION",
     "DECIDED",
     "ENGINES",
     "NO_YAML",
     "PIPELINES",
     "PRECISIONS",
+    "PREVIOUS",
     "SIMILARITIES",
     "TRUSTED_TARGETS",
     "ActivationsConfig",
@@ -92,15 +107,18 @@ __all__ = [
     "CacheToolConfig",
     "Checked",
     "ColumnsConfig",
+    "CompareConfig",
     "ConfigError",
     "DataConfig",
     "DataFormat",
     "DemoConfig",
     "EvaluateConfig",
+    "EvaluationConfig",
     "ExportConfig",
     "ExportRunConfig",
     "FinetuneConfig",
     "HeadKind",
+    "ImagesConfig",
     "Imbalance",
     "Interrupted",
     "ModelConfig",
@@ -108,9 +126,13 @@ __all__ = [
     "PhaseConfig",
     "PredictConfig",
     "ProblemsError",
+    "PromoteConfig",
+    "RegisterConfig",
+    "ReportConfig",
     "Request",
     "RequestError",
     "Select",
+    "StoreConfig",
     "Task",
     "TlError",
     "TrackingConfig",
@@ -126,6 +148,7 @@ __all__ = [
     "register_schemas",
     "schema_keys",
     "setting",
+    "spelled",
     "to_yaml",
     "unknown_key",
     "validate",

@@ -9,7 +9,11 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from tl.config.comparing import CompareConfig
 from tl.config.data import AuditMode, BadImages, DataConfig
+from tl.config.registry import PromoteConfig, RegisterConfig
+from tl.config.evaluating import EvaluationConfig
+from tl.config.reporting import ReportConfig
 from tl.config.schemas import (
     AUTO,
     ActivationsConfig,
@@ -38,6 +42,7 @@ class TrainConfig(Request):
     finetune: FinetuneConfig = setting(factory=FinetuneConfig, help="how to transfer")
     tracking: TrackingConfig = setting(factory=TrackingConfig, help="MLflow")
     export: ExportConfig = setting(factory=ExportConfig, help="bundle")
+    evaluation: EvaluationConfig = setting(factory=EvaluationConfig, help="how the model is judged")
     cache: ActivationsConfig = setting(factory=ActivationsConfig, help="activation cache")
     trainer: dict[str, Any] = setting(factory=dict, help="arguments of pytorch_lightning.Trainer")
     callbacks: dict[str, Any] = setting(factory=dict, help="further Lightning callbacks, by name")
@@ -271,6 +276,10 @@ PIPELINES: dict[str, type[Checked]] = {
     "export": ExportRunConfig,
     "demo": DemoConfig,
     "cache": CacheToolConfig,
+    "compare": CompareConfig,
+    "register": RegisterConfig,
+    "promote": PromoteConfig,
+    "report": ReportConfig,
 }
 
 

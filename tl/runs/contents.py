@@ -60,6 +60,18 @@ def keep_golden(folder: RunFolder, table: ImageTable, number: int) -> None:
         (folder.golden / f"{i:02d}.{SUFFIXES.get(kind, kind)}").write_bytes(contents)
 
 
+def keep_trained_on(folder: RunFolder, table: ImageTable) -> None:
+    """Write which images a model is trained on: it can be no judge of itself on those.
+
+    Args:
+        folder: Of the run; gets `train_images.parquet`, unless nobody looked at the images.
+        table: Images.
+    """
+    digests = table.split("train")[["sha256"]].drop_duplicates()
+    if (digests["sha256"] != "").all():
+        digests.to_parquet(folder.path / "train_images.parquet", index=False)
+
+
 def job_facts(table: ImageTable, built: BuiltModel, plan: Plan) -> dict[str, str]:
     """What a person should know before the first epoch: data, model, preprocessing, plan."""
     left = len(table.quarantined)
@@ -143,11 +155,12 @@ def write_results(
     predictions: pd.DataFrame,
     total_seconds: float,
 ) -> dict[str, float]:
-    """Write `metrics.json`, `predictions.parquet` and `pictures/`; returns the metrics.
+    """Write `metrics.json`, `predictions.parquet`, tables and `pictures/`; returns the metrics.
 
     With several labels an image `thresholds.json`, too.
     """
     from tl.figures import save_curves, save_report
+    from tl.runs.judged import write_judged
 
     metrics: dict[str, float] = {}
     for report in reports:
@@ -165,6 +178,7 @@ def write_results(
     save_curves(fit.history, folder.pictures / "learning_curves.png")
     predictions.to_parquet(folder.path / "predictions.parquet", index=False)
     fit.history.to_csv(folder.path / "history.csv", index=False)
+    write_judged(folder, reports)
     folder.write_json("metrics.json", metrics)
     return metrics
 
@@ -173,6 +187,7 @@ def where(folder: RunFolder, bundle: Path | None, run_id: str | None, uri: str) 
     """Where everything of a finished run is, and the next command, for the summary."""
     places = {
         "run": str(folder.path),
+        **({"page": str(page)} if (page := folder.path / "report.html").is_file() else {}),
         "metrics": "metrics.json, history.csv, predictions.parquet"
         + (", thresholds.json" if (folder.path / "thresholds.json").is_file() else ""),
         "pictures": str(folder.pictures),
