@@ -1,0 +1,251 @@
+"""What a comparison shows: columns with the text of each cell, places of intervals, axes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Run = Mapping[str, Any]
+
+NAMES = {
+    "acc": "accuracy",
+    "map": "mAP",
+    "mae": "mean absolute error",
+    "rmse": "root mean squared error",
+    "ece": "calibration error",
+    "f1_macro": "macro F1",
+    "balanced_acc": "balanced accuracy",
+}
+PERCENT = {"acc", "top5", "top5_acc", "balanced_acc", "exact_match", "hamming"}  # as on the screen
+SHOWN_VARIED = 6  # columns of what was varied that are there at once
+MOST_TICKS = 8  # values of one axis that have room below each other
+LOG_RATIO = 50.0  # from this ratio of largest to smallest on, an axis is logarithmic
+
+
+def named(metric: str) -> str:
+    """A metric as people call it."""
+    return NAMES.get(metric, metric.replace("_", " "))
+
+
+def metric_text(metric: str, value: float | None, *, difference: bool = False) -> str:
+    """A value of a metric as text; a difference has its sign, and points instead of per cent."""
+    if value is None:
+        return "–"
+    sign = "+" if difference else ""
+    if metric in PERCENT:
+        return f"{100 * value:{sign}.1f}" + (" points" if difference else " %")
+    return f"{value:{sign}.3f}" if abs(value) < 10 else f"{value:{sign}.4g}"
+
+
+def percent(share: float | None) -> str:
+    """A share, or how sure a run was."""
+    return "–" if share is None else f"{100 * share:.0f} %"
+
+
+def number_text(value: Any) -> str:
+    """A value of a setting or metric."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def seconds_text(value: float | None) -> str:
+    """A duration: `48 s`, `12 min`, `3.2 h`."""
+    if value is None:
+        return "–"
+    if value < 120:
+        return f"{value:.0f} s"
+    return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
+
+
+def count_text(value: float | None) -> str:
+    """A large number: `2.2 M`."""
+    if value is None:
+        return "–"
+    for least, unit in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
+        if value >= least:
+            return f"{value / least if least != 1e4 else value / 1e3:.3g}{unit}"
+    return f"{value:,.0f}"
+
+
+def bytes_text(value: float | None) -> str:
+    """A size of a file."""
+    return "–" if value is None else f"{value / 1e6:,.1f} MB"
+
+
+def milliseconds_text(value: float | None) -> str:
+    """A short duration."""
+    return "–" if value is None else f"{value:.3g} ms"
+
+
+# Column of a cost: label, text of a cell, there at once.
+COSTS: dict[str, tuple[str, Callable[[Any], str], bool]] = {
+    "fit_seconds": ("training", seconds_text, True),
+    "total_seconds": ("whole job", seconds_text, False),
+    "ms_an_image": ("an image", milliseconds_text, True),
+    "parameters": ("parameters", count_text, True),
+    "trainable_parameters": ("trained parameters", count_text, False),
+    "bytes": ("weights", bytes_text, False),
+}
+
+
+def reference(values: Mapping[str, Any]) -> str | None:
+    """The run that the others are measured against: the baseline where one was named."""
+    found = values.get("reference") or values.get("baseline") or values["best"]
+    return None if found is None else str(found)
+
+
+def verdicts(values: Mapping[str, Any]) -> dict[str, str]:
+    """What can be said of each run against the reference, in a word or two."""
+    first = reference(values)
+    words = {"a": "worse", "b": "better", "none": "no difference shown"}
+    turned = {"a": "b", "b": "a"}
+    said = {p["b"]: p["verdict"] for p in values["pairs"] if p["a"] == first}
+    said |= {
+        p["a"]: turned.get(p["verdict"], p["verdict"])
+        for p in values["pairs"]
+        if p["b"] == first and p["a"] not in said
+    }
+
+    def word(run: Run) -> str:
+        if run["group"] is None:
+            return "not compared"
+        if run["id"] == first:
+            return "best" if first == values["best"] else "baseline"
+        return words.get(said.get(run["id"], ""), "other test images")
+
+    return {run["id"]: word(run) for run in values["runs"]}
+
+
+def columns(values: Mapping[str, Any], runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Columns of the table beside the name: first what is there at once, in order of use.
+
+    Returns:
+        For each `key, label, kind` (number | text), `shown`, `varied`, `values` to sort by and
+        `texts` to show. One that no run has anything for is left out.
+    """
+    metric = values["metric"]
+    against = f"against the {'best' if reference(values) == values['best'] else 'baseline'}"
+    found = [
+        _column("value", named(metric), [r["value"] for r in runs], _metric(metric)),
+        _column("verdict", against, [r["verdict"] for r in runs], str),
+    ]
+    for place, name in enumerate(values["varied"]):
+        own = [r["params"].get(name) for r in runs]
+        shown = place < SHOWN_VARIED
+        found.append(_column(name, _short(name), own, number_text, shown=shown, varied=True))
+    for key, (label, text, shown) in COSTS.items():
+        found.append(_column(key, label, [r["cost"].get(key) for r in runs], text, shown=shown))
+    found.append(_column("ece", "calibration error", [r["ece"] for r in runs], number_text))
+    if "params.seed" not in values["varied"]:
+        found.append(_column("seed", "seed", [r["seed"] for r in runs], number_text, shown=False))
+    others = sorted({name for r in runs for name in r["metrics"]} - {metric, "ece"})
+    for name in others:
+        own = [r["metrics"].get(name) for r in runs]
+        text = _metric(name)
+        found.append(_column(f"metric {name}", named(name), own, text, shown=False))
+    for name in sorted({name for r in runs for name in r["tags"]}):
+        own = [r["tags"].get(name) for r in runs]
+        found.append(_column(f"tag {name}", name, own, number_text, shown=False))
+    if len(values["groups"]) > 1:
+        own = [None if r["group"] is None else r["group"] + 1 for r in runs]
+        found.insert(2, _column("group", "group", own, number_text))
+    found.append(_column("status", "status", [r["status"] for r in runs], str, shown=False))
+    return [column for column in found if any(v is not None for v in column["values"])]
+
+
+def _metric(name: str) -> Callable[[Any], str]:
+    return lambda value: metric_text(name, value)
+
+
+def _column(
+    key: str,
+    label: str,
+    values: Sequence[Any],
+    text: Callable[[Any], str],
+    *,
+    shown: bool = True,
+    varied: bool = False,
+) -> dict[str, Any]:
+    numbers = all(isinstance(v, int | float) for v in values if v is not None)
+    own = list(values) if numbers else [None if v is None else str(v) for v in values]
+    return {
+        **{"key": key, "label": label, "shown": shown, "varied": varied},
+        "kind": "number" if numbers else "text",
+        "values": own,
+        "texts": ["–" if v is None else text(v) for v in own],
+    }
+
+
+def _short(name: str) -> str:
+    """A setting without the word that every one begins with."""
+    return name.removeprefix("params.").removeprefix("tags.")
+
+
+def positions(runs: Sequence[Run]) -> list[dict[str, float] | None]:
+    """Where an interval lies between the lowest and the highest end of all, 0 to 100."""
+    ends = [r[key] for r in runs for key in ("low", "value", "high") if r[key] is not None]
+    low, high = min(ends, default=0.0), max(ends, default=1.0)
+    span = (high - low) or 1.0
+
+    def place(run: Run) -> dict[str, float] | None:
+        if run["value"] is None:
+            return None
+        own = {key: run[key] if run[key] is not None else run["value"] for key in ("low", "high")}
+        own["value"] = run["value"]
+        return {key: 100 * (value - low) / span for key, value in own.items()}
+
+    return [place(run) for run in runs]
+
+
+def axes(values: Mapping[str, Any], runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Axes of the parallel coordinates: what was varied, then the metric.
+
+    Returns:
+        For each `label`, `places` of the runs (0 to 1; null where unset) and `ticks`: pairs of
+        place and text.
+    """
+    metric = values["metric"]
+    found = [
+        _axis(_short(name), [r["params"].get(name) for r in runs], number_text)
+        for name in values["varied"]
+    ]
+    last = _axis(named(metric), [r["value"] for r in runs], lambda v: metric_text(metric, v))
+    return [axis for axis in (*found, last) if axis["ticks"]]
+
+
+def _axis(label: str, values: Sequence[Any], text: Callable[[Any], str]) -> dict[str, Any]:
+    there = [v for v in values if v is not None]
+    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in there)
+    if numeric and len(set(there)) > 1:
+        places, ticks = _numeric(values, sorted(set(there)), text)
+    else:
+        names = sorted({text(v) for v in there})
+        at = {name: (i + 0.5) / len(names) for i, name in enumerate(names)}
+        places = [None if v is None else at[text(v)] for v in values]
+        step = math.ceil(len(names) / MOST_TICKS)
+        ticks = [[at[name], name] for name in names[::step]] if names else []
+    return {"label": label, "places": places, "ticks": ticks}
+
+
+def _numeric(
+    values: Sequence[float | None], distinct: Sequence[float], text: Callable[[Any], str]
+) -> tuple[list[float | None], list[list[Any]]]:
+    low, high = distinct[0], distinct[-1]
+    log = low > 0 and high / low >= LOG_RATIO
+    scale = math.log10 if log else float
+
+    def place(value: float) -> float:
+        return (scale(value) - scale(low)) / (scale(high) - scale(low))
+
+    marks = list(distinct)
+    if len(marks) > MOST_TICKS:
+        steps = [scale(low) + (scale(high) - scale(low)) * i / 4 for i in range(5)]
+        marks = [10**step if log else step for step in steps]
+    return (
+        [None if v is None else place(v) for v in values],
+        [[place(mark), text(mark)] for mark in marks],
+    )
