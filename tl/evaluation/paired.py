@@ -239,7 +239,10 @@ def draws(
     if metric == "map" and resamples is None:
         values = images * sides[0].values.shape[1] * len(sides)
         count = min(max(RANKED_VALUES // values, FEWEST_RANKED), MOST_RANKED)
-    return np.concatenate([_figures(sides, metric, w) for w in _weights(images, count, seed)])
+    if metric == "map":
+        return np.concatenate([_figures(sides, w) for w in _weights(images, count, seed)])
+    each = np.stack([side.values for side in sides], axis=1)
+    return np.concatenate([w @ each for w in _weights(images, count, seed)]) / images
 
 
 def compare_drawn(
@@ -293,7 +296,7 @@ def judged(difference: float, p_value: float, metric: str, confidence: float) ->
 def figure(side: PairSide, metric: str) -> float:
     """The headline of a model on its images."""
     if metric == "map":
-        return float(_figures([side], metric, np.ones((1, len(side))))[0, 0])
+        return float(_mean_precision(side, np.ones((1, len(side))))[0])
     return float(side.values.mean())
 
 
@@ -363,11 +366,8 @@ def _weights(images: int, count: int, seed: int) -> Iterator[Floats]:
         yield flat.reshape(some, images).astype(np.float64)
 
 
-def _figures(sides: Sequence[PairSide], metric: str, weights: Floats) -> Floats:
-    """Headlines of the models under weights of the images: (R, N) -> (R, models)."""
-    if metric != "map":
-        shares: Floats = weights @ np.stack([s.values for s in sides], axis=1)
-        return shares / weights.shape[1]
+def _figures(sides: Sequence[PairSide], weights: Floats) -> Floats:
+    """Mean precisions of the models under weights of the images: (R, N) -> (R, models)."""
     return np.stack([_mean_precision(side, weights) for side in sides], axis=1)
 
 

@@ -1,0 +1,86 @@
+"""What was varied between runs, and which runs are the same but for their seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tl.comparison.records import Record
+
+# Settings that change where things are kept and nothing of what is learnt.
+IGNORED = ("tracking.", "cache.", "export.", "logger.", "output_dir", "resume", "data.root",
+           "data.table", "data.num_workers", "data.remote_gb", "checkpoint_minutes", "audit",
+           "trainer._target_", "trainer.log_every_n_steps", "trainer.enable")  # fmt: skip
+# What a job made of its settings: named only where no setting explains it.
+DERIVED = ("phase.", "model.parameters", "model.weights_source", "model.weights_sha256",
+           "data.sha256", "data.images", "data.classes", "data.task")  # fmt: skip
+SEED = "seed"
+MOST_NAMED = 4  # settings in the name of a family
+
+Key = tuple[str | None, ...]
+
+
+def varied(records: Sequence[Record]) -> list[str]:
+    """Names of the settings in which runs differ, seed last.
+
+    Args:
+        records: The runs.
+    """
+    keys = sorted({key for record in records for key in record.params})
+    settings = [k for k in keys if not k.startswith((*IGNORED, *DERIVED)) and k != SEED]
+    differ = [key for key in settings if _values(records, key) > 1]
+    seeds = [SEED] if _values(records, SEED) > 1 else []
+    groups: dict[Key, list[Record]] = {}
+    for record in records:
+        groups.setdefault(_key(record, [*differ, *seeds]), []).append(record)
+    unexplained = [
+        key
+        for key in keys
+        if key.startswith(DERIVED) and any(_known(group, key) > 1 for group in groups.values())
+    ]
+    return [*differ, *unexplained, *seeds]
+
+
+def families_of(records: Sequence[Record], settings: Sequence[str]) -> list[list[Record]]:
+    """Runs that differ in nothing but the seed, at least two together.
+
+    Args:
+        records: The runs.
+        settings: What `varied` gives.
+    """
+    keys = [key for key in settings if key != SEED]
+    groups: dict[Key, list[Record]] = {}
+    for record in records:
+        groups.setdefault(_key(record, keys), []).append(record)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def family_name(record: Record, settings: Sequence[str]) -> str:
+    """What tells a family from others: `resnet18.a1_in1k · lp_ft · lr_ratio 10`."""
+    keys = [key for key in settings if key != SEED]
+    texts = [_text(key, record.params.get(key)) for key in keys[:MOST_NAMED]]
+    return " · ".join(texts) or record.name.rpartition(" · ")[0] or record.name
+
+
+def seed_of(params: Mapping[str, str]) -> int | None:
+    """The seed of a run; None where it says none."""
+    text = params.get(SEED, "")
+    return int(text) if text.isdigit() else None
+
+
+def _text(key: str, value: str | None) -> str:
+    if key in ("model.name", "finetune.method"):
+        return str(value)
+    return f"{key.split('.')[-1]} {'–' if value is None else value}"
+
+
+def _key(record: Record, keys: Sequence[str]) -> Key:
+    return tuple(record.params.get(key) for key in keys)
+
+
+def _values(records: Sequence[Record], key: str) -> int:
+    return len({record.params.get(key) for record in records})
+
+
+def _known(records: Sequence[Record], key: str) -> int:
+    """Different values of those that have one: folders know less than MLflow."""
+    return len({record.params[key] for record in records if key in record.params})
