@@ -20,6 +20,8 @@ NEEDED = {
     "advise": ["data.root=x"],
     "audit": ["data.root=x"],
     "report": ["run=r"],
+    "register": ["run=r", "name=flowers"],
+    "promote": ["name=flowers"],
     "compare": ["tracking.experiment=x"],
 }
 OPTIONS = [

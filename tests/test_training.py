@@ -53,6 +53,7 @@ def test_a_run_learns_and_writes_what_the_design_promises(image_folder, tmp_path
         "metrics.json",
         "history.csv",
         "predictions.parquet",
+        "train_images.parquet",
         "pictures/confusion_val.png",
         "pictures/confusion_test.png",
         "pictures/learning_curves.png",

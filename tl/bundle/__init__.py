@@ -11,6 +11,7 @@ from .images import IMAGE_SUFFIXES, ImageError, open_image
 from .outputs import Outputs
 from .preprocessing import Preprocessing
 from .reader import Bundle, BundleError
+from .seal import seal_sha256
 from .serving import _load_pyfunc
 
 __all__ = [

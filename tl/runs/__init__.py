@@ -25,6 +25,7 @@ from tl.runs.contents import (
     job_facts,
     job_params,
     keep_golden,
+    keep_trained_on,
     where,
     write_results,
 )
@@ -199,6 +200,7 @@ def create(
         advice.write(folder, run_name(config, advice.finetune.method))
     write_model(folder, table, built, plan)
     keep_golden(folder, table, config.export.golden_images)
+    keep_trained_on(folder, table)
     if found is not None:
         write_audit(folder, found, table)
     elif len(table.quarantined):

@@ -8,20 +8,31 @@ import logging
 import shutil
 import tempfile
 import warnings
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
+
+from tl.bundle import seal_sha256
 
 CODE = "tl_bundle"
+SEAL = "tl.bundle_sha256"  # tag of a logged model: hash of the bundle's files
 SERVING_PACKAGES = ("mlflow", "numpy", "onnxruntime", "pandas", "pillow")
 
 
-def log_bundle(bundle: Path, example: Path | None = None, name: str = "bundle") -> str:
+def log_bundle(
+    bundle: Path,
+    example: Path | None = None,
+    name: str = "bundle",
+    tags: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """Log a bundle into MLflow's active run.
 
     Args:
         bundle: Folder of the bundle.
         example: An image file as the input example; None takes the bundle's own, a small one.
         name: Name of the model in the run.
+        tags: Of the model.
 
     Returns:
         Address of the model, `models:/<id>`, as `mlflow.pyfunc.load_model` takes it.
@@ -44,6 +55,7 @@ def log_bundle(bundle: Path, example: Path | None = None, name: str = "bundle") 
         try:
             info = mlflow.pyfunc.log_model(
                 name=name,
+                tags={SEAL: seal_sha256(bundle), **tags},
                 loader_module=CODE,
                 data_path=str(bundle),
                 code_paths=[str(_code(bundle, Path(folder)))],
