@@ -254,6 +254,14 @@ def test_a_head_that_prepares_for_stages_is_short_where_nothing_can_end_it(
     assert (first.epochs, first.patience > 0) == (alone.epochs, True)
 
 
+@pytest.mark.parametrize(("classes", "steps"), [(10, 40), (100, 400), (1_000, 630)])
+def test_a_head_of_many_classes_sees_enough_of_each_before_the_stages_train(classes, steps):
+    known = evidence(2, classes)
+    known = replace(known, amount=replace(known.amount, val_images=20, val_least=0))
+    first, *_ = recipe("lp_ft", known).phases.values()
+    assert steps <= first.epochs * -(-2 * classes // 32) < steps + -(-2 * classes // 32)
+
+
 def test_gentle_steps_are_about_what_was_pretrained_and_not_about_the_new_head():
     found = decide(evidence(4, drift=0.9)).finetune
     assert (found.phases["head"].head_lr, found.phases["all"].head_lr) == (

@@ -39,8 +39,8 @@ FEW_IMAGES, FEW_HEAD_EPOCHS = 320, 300
 # few images whole leaves a loss of nearly zero, and so no gradient for the stages: features that
 # should change stay as they are. One that was stopped early is the better start (Ren et al. 2023,
 # "How to prepare your task head for finetuning", arXiv:2302.05779; docs/decision-table.md has what
-# we measured).
-START_STEPS = 40
+# we measured). It takes as many steps as show it enough images of each class.
+START_STEPS, START_VIEWS = 40, 128
 # What the user may have set beside it; the default is no wish.
 PASSED = ("gradient_clip", "accumulate", "precision", "pretrained", "confirm")
 
@@ -159,7 +159,7 @@ def _phases(
     epochs = (
         head_epochs(amount.images, batch_size, budget)
         if chooses
-        else start_epochs(amount.images, batch_size)
+        else start_epochs(amount, batch_size, budget)
     )
     head = PhaseConfig(
         train_stages=0,
@@ -220,9 +220,11 @@ def head_epochs(images: int, batch_size: int, budget: Budget) -> int:
     return _clip(steps / max(math.ceil(images / batch_size), 1), HEAD_EPOCHS[0], most)
 
 
-def start_epochs(images: int, batch_size: int) -> int:
+def start_epochs(amount: Amount, batch_size: int, budget: Budget) -> int:
     """Epochs of a head that prepares for stages, where validation is too small to end it."""
-    return math.ceil(START_STEPS / max(math.ceil(images / batch_size), 1))
+    steps = max(START_STEPS, START_VIEWS * amount.classes / batch_size)
+    epochs = math.ceil(steps / max(math.ceil(amount.images / batch_size), 1))
+    return min(epochs, head_epochs(amount.images, batch_size, budget))
 
 
 def _clip(value: float, low: int, high: int) -> int:
