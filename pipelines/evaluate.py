@@ -49,10 +49,11 @@ def evaluate(config: EvaluateConfig) -> Report:
     with display.bar("predicting") as progress:
         images = table.images(rows)
         outputs = bundle.answers(images, config.data.batch_size, progress=progress)
-    meant: dict[str, Any] = {"task": table.task, "thresholds": bundle.outputs.thresholds or None}
-    targets, classes = table.targets(rows), bundle.classes
-    scale = bundle.outputs.std
-    report = judging.evaluate(outputs, targets, classes, split, scale=scale, **meant)
+    targets, classes, told = table.targets(rows), bundle.classes, bundle.outputs
+    meant: dict[str, Any] = {"task": table.task, "thresholds": told.thresholds or None}
+    promised = {"temperature": told.temperature, "abstain": told.abstain, "scale": told.std}
+    groups = rows.get("group")
+    report = judging.evaluate(outputs, targets, classes, split, groups=groups, **promised, **meant)
     said = judging.predictions_table(rows, outputs, classes, targets=targets, **meant)
 
     name = f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}_evaluate_{table.root.name}"

@@ -124,6 +124,7 @@ def test_the_bundle_says_what_its_outputs_mean(bundles):
         "task": "multi",
         "activation": "sigmoid",
         "thresholds": {"ant": 0.3, "bee": 0.5, "wood wasp": 0.7},
+        "temperature": 1.0,
     }
     assert Bundle.load(folder).outputs == MULTI
     assert report.largest_difference < 1e-4

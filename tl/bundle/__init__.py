@@ -8,7 +8,7 @@ of training and evaluation too.
 from __future__ import annotations
 
 from .images import IMAGE_SUFFIXES, ImageError, open_image
-from .outputs import Outputs
+from .outputs import Abstain, Outputs
 from .preprocessing import Preprocessing
 from .reader import Bundle, BundleError
 from .seal import seal_sha256
@@ -16,6 +16,7 @@ from .serving import _load_pyfunc
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "Abstain",
     "Bundle",
     "BundleError",
     "ImageError",
@@ -23,4 +24,5 @@ __all__ = [
     "Preprocessing",
     "_load_pyfunc",
     "open_image",
+    "seal_sha256",
 ]

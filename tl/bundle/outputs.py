@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,35 @@ NAMES = {
 
 
 @dataclass(frozen=True)
+class Abstain:
+    """From which score on an answer is sure.
+
+    Args:
+        precision: Share of right answers among the sure ones that was wanted, in (0, 1).
+        threshold: Smallest score of a sure answer, in [0, 1]; None: val could not show any such
+            threshold, and no answer is sure.
+        note: One sentence for a person.
+
+    Raises:
+        ValueError: A value out of range.
+    """
+
+    precision: float
+    threshold: float | None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.precision < 1:
+            raise ValueError(f"abstain.precision must be in (0, 1), got {self.precision}")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ValueError(f"abstain.threshold must be in [0, 1] or null, got {self.threshold}")
+
+    def sure(self, score: float) -> bool:
+        """Whether an answer with this score is sure."""
+        return self.threshold is not None and score >= self.threshold
+
+
+@dataclass(frozen=True)
 class Outputs:
     """Content of `bundle.json`.
 
@@ -30,6 +59,9 @@ class Outputs:
             order of the classes; in [0, 1].
         mean: Of `regression`: what an output of 0 means, in units of the target.
         std: Of `regression`: what an output of 1 lies above that; above 0.
+        temperature: What the logits were divided by for the probabilities of `model.onnx`, which
+            are calibrated by it; above 0. 1: as the network was trained.
+        abstain: Of `single`: from which score on an answer is sure; None: nobody asked.
 
     Raises:
         ValueError: A value that no network can have.
@@ -39,6 +71,8 @@ class Outputs:
     thresholds: tuple[float, ...] = ()
     mean: float = 0.0
     std: float = 1.0
+    temperature: float = 1.0
+    abstain: Abstain | None = None
 
     def __post_init__(self) -> None:
         if self.task not in ACTIVATIONS:
@@ -47,6 +81,9 @@ class Outputs:
             raise ValueError(f"thresholds must be in [0, 1], got {list(self.thresholds)}")
         if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
             raise ValueError(f"std must be above 0 and mean finite, got {self.std}, {self.mean}")
+
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
 
     @property
     def names(self) -> tuple[str, str]:
@@ -80,7 +117,8 @@ class Outputs:
             return {"value": math.nan}
         if self.task == "multi":
             return {"labels": [], "scores": [], "top": []}
-        return {"label": None, "score": math.nan, "top": []}
+        unsure = {"sure": False} if self.abstain else {}
+        return {"label": None, "score": math.nan, **unsure, "top": []}
 
     def row(self, answer: NDArray[Any], classes: Sequence[str], top_k: int) -> dict[str, Any]:
         """Values of `columns` for the answer of one image, (classes,) or (1,)."""
@@ -96,7 +134,9 @@ class Outputs:
                 "scores": values[there].tolist(),
                 "top": top,
             }
-        return {"label": classes[order[0]], "score": float(values[order[0]]), "top": top}
+        score = float(values[order[0]])
+        sure = {"sure": self.abstain.sure(score)} if self.abstain else {}
+        return {"label": classes[order[0]], "score": score, **sure, "top": top}
 
     def to_dict(self, classes: Sequence[str]) -> dict[str, Any]:
         """Plain values, as in `bundle.json`."""
@@ -105,6 +145,10 @@ class Outputs:
             values["thresholds"] = dict(zip(classes, self.thresholds, strict=True))
         if self._number:
             values["target"] = {"name": classes[0], "mean": self.mean, "std": self.std}
+        else:
+            values["temperature"] = self.temperature
+        if self.abstain:
+            values["abstain"] = asdict(self.abstain)
         return values
 
     @classmethod
@@ -116,12 +160,21 @@ class Outputs:
         """
         task = str(values.get("task", "single"))
         try:
-            if task == "multi":
-                thresholds = values["thresholds"]
-                return cls(task, thresholds=tuple(float(thresholds[name]) for name in classes))
             if task == "regression":
                 target = values["target"]
                 return cls(task, mean=float(target["mean"]), std=float(target["std"]))
+            # Older bundles say nothing of a temperature, and have none.
+            temperature = float(values.get("temperature", 1.0))
+            if task == "multi":
+                found = values["thresholds"]
+                thresholds = tuple(float(found[name]) for name in classes)
+                return cls(task, thresholds=thresholds, temperature=temperature)
+            abstain = None
+            if asked := values.get("abstain"):
+                limit = asked["threshold"]
+                limit = None if limit is None else float(limit)
+                note = str(asked.get("note", ""))
+                abstain = Abstain(float(asked["precision"]), limit, note)
         except (KeyError, TypeError) as error:
             raise ValueError(f"{task} does not fit: no {error}") from error
-        return cls(task)
+        return cls(task, temperature=temperature, abstain=abstain)

@@ -173,7 +173,8 @@ class Bundle:
             progress: Called with (done, total) after every batch.
 
         Returns:
-            Columns source, then label, score (probability of the label), top (list of [class,
+            Columns source, then label, score (probability of the label), sure (whether the score
+            is at or above the bundle's threshold; only where it has one), top (list of [class,
             probability], best first), and error (None where all went well). With several labels an
             image: labels and scores (lists of the classes above their thresholds, best first) in
             place of label and score. With a number: value alone.
@@ -198,7 +199,7 @@ class Bundle:
         # As objects: pandas would turn None in a column of texts into NaN.
         columns = {"source": pd.Series(names, dtype=object)}
         for name in [*self.outputs.columns, "error"]:
-            kind = float if name in ("score", "value") else object
+            kind = {"score": float, "value": float, "sure": bool}.get(name, object)
             columns[name] = pd.Series([row[name] for row in rows], dtype=kind)
         return pd.DataFrame(columns)
 

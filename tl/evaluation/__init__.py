@@ -6,19 +6,22 @@ number); nothing here knows a network or a file.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from tl.config import Task
-from tl.evaluation.abstaining import Abstain, choose_abstain
+from tl.evaluation.abstaining import Abstain, Limit, choose_abstain
 from tl.evaluation.calibration import (
     Temperature,
     calibration_error,
     fit_temperature,
+    logits_of,
     probabilities,
-    without_temperature,
 )
 from tl.evaluation.multi import choose_thresholds, judge_multi
 from tl.evaluation.paired import PairResult, PairSide, compare_pair, holm, not_worse
@@ -58,7 +61,6 @@ __all__ = [
     "predictions_table",
     "probabilities",
     "sheet_of",
-    "without_temperature",
 ]
 
 
@@ -71,8 +73,9 @@ def evaluate(
     task: Task = Task.single,
     thresholds: Sequence[float] | None = None,
     scale: float = 1.0,
-    uncalibrated: ArrayLike | None = None,
-    sure_from: float | None = None,
+    temperature: Temperature | float | None = None,
+    chose_temperature: bool = False,
+    abstain: Limit | None = None,
     groups: Sequence[object] | None = None,
 ) -> Report:
     """Judge the predictions for one split.
@@ -89,8 +92,10 @@ def evaluate(
         thresholds: For several labels: the probability from which each class counts as present;
             default: chosen on these very predictions (do that on val alone).
         scale: For regression: standard deviation of the targets of train, the unit of `loss`.
-        uncalibrated: Probabilities before a temperature was applied, (N, C); default: `outputs`.
-        sure_from: For one label: score from which an answer is sure; infinite: none is.
+        temperature: What `outputs` were made with; default: none.
+        chose_temperature: These very images did: log loss, Brier and calibration error are then
+            those of each image with the temperature that others chose.
+        abstain: For one label: from which score on an answer is sure.
         groups: Of each image, (N,), such as a camera or a patient; missing where it has none.
 
     Raises:
@@ -107,7 +112,17 @@ def evaluate(
     more: dict[str, Any] = {"groups": groups}
     if task is Task.regression:
         return judge_regression(outputs, targets, classes, split, scale, **more)
-    more |= {"uncalibrated": uncalibrated}
+    if isinstance(temperature, float):
+        temperature = Temperature(temperature, "that of the bundle")
+    limit = Abstain(abstain.precision, abstain.threshold, abstain.note) if abstain else None
+    if temperature is not None and np.isfinite(outputs).all():
+        raw = logits_of(outputs, task) * temperature.value
+        more |= {"uncalibrated": probabilities(raw, task)}
+        if chose_temperature:
+            more |= {"held_out": probabilities(raw, task, temperature.per_image)}
     if task is Task.multi:
-        return judge_multi(outputs, targets, classes, split, thresholds, **more)
-    return judge_single(outputs, targets, classes, split, sure_from=sure_from, **more)
+        report = judge_multi(outputs, targets, classes, split, thresholds, **more)
+    else:
+        sure_from = limit and (math.inf if limit.threshold is None else limit.threshold)
+        report = judge_single(outputs, targets, classes, split, sure_from=sure_from, **more)
+    return replace(report, temperature=temperature, abstain=limit)

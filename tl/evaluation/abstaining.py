@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,22 @@ from scipy.stats import binom
 # wanted one although a threshold was found: 5 % in all. By simulation, more starts find nothing
 # on a few hundred images, and fewer nothing where only a small part can be sure.
 STARTS = {0.8: 0.02, 0.5: 0.02, 0.2: 0.01}
+
+
+class Limit(Protocol):
+    """What an evaluation needs to know of `Abstain`; a bundle has a class of its own."""
+
+    @property
+    def precision(self) -> float:
+        """Wanted."""
+
+    @property
+    def threshold(self) -> float | None:
+        """Smallest score of a sure answer; None: nothing is sure."""
+
+    @property
+    def note(self) -> str:
+        """One sentence for a person."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +43,7 @@ class Abstain:
 
     precision: float
     threshold: float | None
-    note: str
+    note: str = ""
 
 
 def choose_abstain(

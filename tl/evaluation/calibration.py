@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -34,15 +34,15 @@ class Temperature:
     Args:
         value: Above 1: the network was too sure of itself; below 1: not sure enough. 1: as it is.
         note: One sentence on where it comes from.
-        images: Of val.
+        images: Of val; 0 where they are not known.
         per_image: For each image of val the temperature that the other folds chose, (N,): with
             these, val says what the temperature is worth on images that it was not fitted on.
     """
 
     value: float
     note: str
-    images: int
-    per_image: Array
+    images: int = 0
+    per_image: Array = field(default_factory=lambda: np.ones(0))
 
 
 def fit_temperature(logits: ArrayLike, targets: ArrayLike, task: Task) -> Temperature:
@@ -110,15 +110,15 @@ def probabilities(logits: ArrayLike, task: Task, temperature: float | Array = 1.
     return found
 
 
-def without_temperature(calibrated: ArrayLike, task: Task, temperature: float) -> Array:
-    """Probabilities (N, C) that the same network gives at temperature 1."""
+def logits_of(calibrated: ArrayLike, task: Task) -> Array:
+    """Logits (N, C) of probabilities (N, C), up to a constant of each row with one label."""
     p = np.asarray(calibrated, np.float64)
-    z = (
-        np.log(np.maximum(p, SMALLEST))
-        if task is Task.single
-        else logit(np.clip(p, SMALLEST, 1 - 2**-25))
-    )
-    return probabilities(z * temperature, task)
+    found: Array
+    if task is Task.single:
+        found = np.log(np.maximum(p, SMALLEST))
+    else:
+        found = logit(np.clip(p, SMALLEST, 1 - 2.0**-25))
+    return found
 
 
 def reliability(

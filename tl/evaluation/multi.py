@@ -34,12 +34,16 @@ def judge_multi(
     split: str,
     thresholds: Sequence[float] | None,
     *,
+    held_out: ArrayLike | None = None,
     uncalibrated: ArrayLike | None = None,
     groups: Sequence[object] | None = None,
 ) -> Report:
     """Judge the predictions of several labels an image; see `tl.evaluation.evaluate`."""
     p, y = checked(probabilities, targets, classes)
-    raw = p if uncalibrated is None else checked(uncalibrated, targets, classes)[0]
+    honest, raw = (
+        p if other is None else checked(other, targets, classes)[0]
+        for other in (held_out, uncalibrated)
+    )
     if not y.any():
         raise EvaluationError(f"no image of {split} has any label: there is nothing to judge")
     chosen = choose_thresholds(p, y) if thresholds is None else np.asarray(thresholds, np.float64)
@@ -47,7 +51,7 @@ def judge_multi(
         raise ValueError(f"expected {len(classes)} thresholds, got {chosen.shape}")
     said = p >= chosen
     ranking = rank(p, y)
-    figures = _Figures(p, y, said)
+    figures = _Figures(honest, y, said)
     of_all, per_class = _with_intervals(figures, y, said, classes, chosen, ranking)
     low, high = _map_interval(p, y, ranking)
     wrong = said != y
@@ -74,7 +78,7 @@ def judge_multi(
         truth=y,
         predicted=p,
         groups=found,
-        bins=reliability(p.ravel(), y.ravel()),
+        bins=reliability(honest.ravel(), y.ravel()),
         bins_uncalibrated=reliability(raw.ravel(), y.ravel()),
     )
 

@@ -10,6 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tl.config import Task, TlError
+from tl.evaluation.abstaining import Abstain
+from tl.evaluation.calibration import Temperature
 
 HEADLINES = {Task.single: "acc", Task.multi: "map", Task.regression: "mae"}
 
@@ -75,6 +77,8 @@ class Report:
         bins: Confidence against accuracy; see `tl.evaluation.calibration.reliability`. With
             several labels each decision counts: its probability against how often it is true.
         bins_uncalibrated: The same of the network as it was trained.
+        temperature: What was fitted on val; None: nobody asked.
+        abstain: What was chosen on val; None: nobody asked.
     """
 
     split: str
@@ -89,6 +93,8 @@ class Report:
     groups: pd.DataFrame | None = None
     bins: pd.DataFrame | None = None
     bins_uncalibrated: pd.DataFrame | None = None
+    temperature: Temperature | None = None
+    abstain: Abstain | None = None
 
     @property
     def headline(self) -> float:

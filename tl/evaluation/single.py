@@ -30,17 +30,21 @@ def judge_single(
     classes: Sequence[str],
     split: str,
     *,
+    held_out: ArrayLike | None = None,
     uncalibrated: ArrayLike | None = None,
     sure_from: float | None = None,
     groups: Sequence[object] | None = None,
 ) -> Report:
     """Judge the predictions of one label an image; see `tl.evaluation.evaluate`."""
     p, y = checked(probabilities, targets, classes)
-    raw = p if uncalibrated is None else checked(uncalibrated, targets, classes)[0]
+    honest, raw = (
+        p if other is None else checked(other, targets, classes)[0]
+        for other in (held_out, uncalibrated)
+    )
     predicted, sure = p.argmax(axis=1), p.max(axis=1)
     correct = predicted == y
     low, high = accuracy_interval(int(correct.sum()), len(y))
-    figures = _Figures(p, y, predicted)
+    figures = _Figures(honest, y, predicted)
     of_all, per_class = _with_intervals(figures, y, predicted, classes)
     ranking = rank(p, _one_hot(y, len(classes)))
     per_class = per_class.assign(ap=ranking.ap, auc=ranking.auc)
@@ -70,7 +74,7 @@ def judge_single(
         truth=y,
         predicted=p,
         groups=found,
-        bins=reliability(sure, correct),
+        bins=reliability(honest.max(axis=1), correct),
         bins_uncalibrated=reliability(raw.max(axis=1), raw.argmax(axis=1) == y),
     )
 

@@ -105,7 +105,7 @@ def _network(facts: dict[str, Any], weights: Path) -> nn.Module:
 def _outputs(folder: RunFolder, facts: dict[str, Any]) -> Outputs:
     """What the outputs mean, from what the run wrote of its task."""
     task = facts.get("task", "single")
-    values = {"task": task, "target": facts.get("target")}
+    values = {"task": task, "target": facts.get("target"), **folder.read_calibration()}
     if task == "multi":
         values["thresholds"] = folder.read_thresholds()
     return Outputs.from_dict(values, facts["classes"])

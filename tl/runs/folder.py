@@ -71,16 +71,18 @@ class RunFolder:
         return self.checkpoints / "golden"
 
     def write_report(self, report: Report, predictions: pd.DataFrame) -> None:
-        """Write `metrics.json`, `predictions.parquet` and the picture of an evaluation.
+        """Write `metrics.json`, `predictions.parquet`, tables and pictures of an evaluation.
 
         Raises:
             RunError: The folder cannot be written.
         """
         from tl.figures import save_report
+        from tl.runs.judged import write_judged
 
         self.make()
         save_report(report, self.pictures)
         predictions.to_parquet(self.path / "predictions.parquet", index=False)
+        write_judged(self, [report])
         self.write_json("metrics.json", report.flat())
 
     def make(self) -> None:
@@ -110,6 +112,13 @@ class RunFolder:
     def read_thresholds(self) -> dict[str, float]:
         """Class name -> probability from which it counts as present, with several labels."""
         return self._read(THRESHOLDS)
+
+    def read_calibration(self) -> dict[str, Any]:
+        """Temperature and threshold of sure answers; empty for a run of before there were any."""
+        from tl.runs.judged import CALIBRATION
+
+        there = (self.path / CALIBRATION).is_file()
+        return self._read(CALIBRATION) if there else {}
 
     def _read(self, name: str) -> dict[str, Any]:
         path = self.path / name

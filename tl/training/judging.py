@@ -10,13 +10,23 @@ from typing import Any
 import pandas as pd
 import torch
 from lightning_fabric.utilities import move_data_to_device
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tl import display
 from tl.cache import CacheError
+from tl.config import EvaluationConfig, Task
 from tl.data.datamodule import ImageDataModule
-from tl.evaluation import Report, evaluate, predictions_table
+from tl.evaluation import (
+    Abstain,
+    Report,
+    Temperature,
+    choose_abstain,
+    evaluate,
+    fit_temperature,
+    predictions_table,
+)
 from tl.losses import Objective
 from tl.scores import Scores
 from tl.training.activations import Activations
@@ -83,43 +93,82 @@ class Predictor:
             self.activations.close()
 
 
-def judge(predictions: Predictor, data: ImageDataModule) -> tuple[list[Report], pd.DataFrame]:
+def judge(
+    predictions: Predictor, data: ImageDataModule, config: EvaluationConfig | None = None
+) -> tuple[list[Report], pd.DataFrame]:
     """Reports and predictions of val and, where there is one, of test.
+
+    What is chosen on val (temperature, thresholds, the score of a sure answer) is used on test.
+    The report of val judges each image with a temperature that was fitted on others; its table of
+    predictions, like that of test, has what the bundle says.
 
     Args:
         predictions: Of the trained model; lets go of the cache at the end.
         data: Names the images.
+        config: Whether to calibrate and to abstain; default: its defaults.
 
     Returns:
         One report a split, and the table of `tl.evaluation.predictions_table` over them.
     """
     reports: list[Report] = []
     tables = []
-    classes, task = data.table.classes, data.table.task
-    thresholds = None
+    table, config = data.table, config or EvaluationConfig()
+    classes, task = table.classes, table.task
+    chosen = _Chosen(task, config)
     with closing(predictions):
         for split in ("val", "test"):
-            rows = data.table.split(split)
+            rows = table.split(split)
             if not len(rows):
                 continue
-            found, labels = (values.numpy() for values in predictions(split))
+            outputs, labels = predictions.outputs(split)
+            if split == "val":
+                chosen.choose(predictions.objective, outputs, labels)
+            said = chosen.answers(predictions.objective, outputs)
             report = evaluate(
-                found,
-                labels,
+                said,
+                labels.numpy(),
                 classes,
                 split,
                 task=task,
-                thresholds=thresholds,
+                thresholds=chosen.thresholds,
                 scale=predictions.objective.std,
+                temperature=chosen.temperature,
+                chose_temperature=split == "val",
+                abstain=chosen.abstain,
+                groups=rows.get("group"),
             )
-            thresholds = report.thresholds  # those of val are used on test
+            chosen.thresholds = report.thresholds
             reports.append(report)
-            tables.append(
-                predictions_table(
-                    rows, found, classes, task=task, targets=labels, thresholds=thresholds
-                )
-            )
+            meant: dict[str, Any] = {"targets": labels.numpy(), "thresholds": report.thresholds}
+            tables.append(predictions_table(rows, said, classes, task=task, **meant))
     return reports, pd.concat(tables, ignore_index=True)
+
+
+class _Chosen:
+    """What is chosen on val, once, and used from then on."""
+
+    def __init__(self, task: Task, config: EvaluationConfig) -> None:
+        self.task, self.config = task, config
+        self.thresholds: tuple[float, ...] | None = None
+        self.temperature: Temperature | None = None
+        self.abstain: Abstain | None = None
+
+    def choose(self, objective: Objective, outputs: Tensor, labels: Tensor) -> None:
+        """Choose by the outputs (N, C) and labels of val."""
+        if self.task is Task.regression or not bool(torch.isfinite(outputs).all()):
+            return
+        if self.config.calibrate:
+            self.temperature = fit_temperature(outputs.numpy(), labels.numpy(), self.task)
+        if self.task is Task.single and self.config.precision is not None:
+            said = self.answers(objective, outputs)
+            right = said.argmax(axis=1) == labels.numpy()
+            self.abstain = choose_abstain(said.max(axis=1), right, self.config.precision)
+
+    def answers(self, objective: Objective, outputs: Tensor) -> NDArray[Any]:
+        """What the bundle will say for outputs (N, C): probabilities (N, C) or numbers (N,)."""
+        value = self.temperature.value if self.temperature else 1.0
+        found: NDArray[Any] = objective.activate(outputs / value).numpy()
+        return found
 
 
 def _forward(model: nn.Module) -> Callable[[dict[str, Any]], Tensor]:
