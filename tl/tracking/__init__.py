@@ -6,7 +6,7 @@ imported when a run starts, so that `tracking.enabled=false` costs nothing.
 
 from __future__ import annotations
 
-from .run import check_store, load, start_run
+from .run import check_store, load, repair, start_run
 from .store import StoreError, TrackingError, default_uri
 from .tracked import TrackedRun
 
@@ -17,5 +17,6 @@ __all__ = [
     "check_store",
     "default_uri",
     "load",
+    "repair",
     "start_run",
 ]

@@ -20,12 +20,13 @@ class RunLogger(MLFlowLogger):
     on, and the steps of a phase follow those of the phase before.
 
     Args:
-        run: The run, which also batches the metrics.
+        run: The run, which also keeps and sends the metrics.
         step_offset: Steps of the phases before this one.
     """
 
     def __init__(self, run: TrackedRun, step_offset: int) -> None:
-        super().__init__(tracking_uri=run.uri, run_id=run.run_id)
+        super().__init__(tracking_uri=run.uri, run_id=run.run_id or "")
+        self._initialized = True  # `experiment` is the client, and asks for nothing
         self._run = run
         self._step_offset = step_offset
 
@@ -34,9 +35,24 @@ class RunLogger(MLFlowLogger):
         """The folder of the run: Lightning falls back to the working directory without one."""
         return str(self._run.output_dir)
 
+    @property
+    def name(self) -> str:
+        """The room's name: Lightning's own would ask the store."""
+        return "mlflow"
+
+    @property
+    def version(self) -> str:
+        """The job, which is known before its run is."""
+        return self._run.job
+
+    @property
+    def run_id(self) -> str | None:
+        """The run, where it is made already."""
+        return self._run.run_id
+
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Queue metrics of one step of this phase."""
+        """Record metrics of one step of this phase."""
         self._run.log_metrics(dict(metrics), step=(step or 0) + self._step_offset)
 
     @rank_zero_only
@@ -45,5 +61,5 @@ class RunLogger(MLFlowLogger):
 
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:  # noqa: ARG002
-        """Write what is queued; the status is set once, at the end of the job."""
+        """Send what there is; the status is set once, at the end of the job."""
         self._run.flush()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
 import re
 import socket
 import sqlite3
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from importlib.metadata import version
+from importlib.resources import files
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -22,6 +27,20 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 4
 SQLITE = "sqlite:///"
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+TIMEOUT, RETRIES = "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+# What a store answers to a request that it will never take.
+REFUSALS = {
+    *("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"),
+    *("ALREADY_EXISTS", "INVALID_STATE", "NOT_IMPLEMENTED"),
+}
+NO_MLFLOW = {"ENDPOINT_NOT_FOUND", "NOT_FOUND"}
+TEMPORARY = {401, 403, 404, 408, 425, 429}  # a new token, or the server behind a proxy, may help
+NO_ROUTE = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN}
+# What no waiting changes: another schema, another kind of file, an account that is not there.
+NEVER = (
+    "database schema|locate revision|not a database|unable to open|readonly|attempt to write|"
+    "No connection adapters|Invalid URL|authentication failed|password|does not exist"
+)
 
 
 class TrackingError(TlError):
@@ -31,7 +50,9 @@ class TrackingError(TlError):
 class StoreError(TrackingError, RequestError):
     """The store cannot be used at all; nothing was written."""
 
-    def __init__(self, uri: str, reason: str) -> None:
+    def __init__(self, uri: str, reason: str, *, away: bool = False) -> None:
+        self.reason = redacted(reason)
+        self.away = away  # it may answer later
         super().__init__(
             f"the MLflow store {redacted(uri)} cannot be used: {redacted(reason)}\n"
             "set tracking.uri or MLFLOW_TRACKING_URI (sqlite:///mlflow.db is a store in a file), "
@@ -73,7 +94,7 @@ def reason_of(error: BaseException) -> str:
 
 
 @contextmanager
-def mlflow_settings(uri: str, seconds: int | None = None) -> Iterator[None]:
+def mlflow_settings(uri: str, seconds: int | None = None, retries: int = 3) -> Iterator[None]:
     """Point MLflow at a store, keep its chatter off the screen, and undo both afterwards.
 
     MLflow writes the address into MLFLOW_TRACKING_URI, where the next job of this process would
@@ -82,6 +103,8 @@ def mlflow_settings(uri: str, seconds: int | None = None) -> Iterator[None]:
     Args:
         uri: Address of the store.
         seconds: Limit of each request; None leaves it to MLflow.
+        retries: Of each request, unless the user has set MLflow's own variable. MLflow's 7 take
+            minutes; a job needs none, as what fails is repeated from its spool.
     """
     import mlflow  # noqa: F401 - sets its own level when it is imported, so it comes first
 
@@ -90,14 +113,11 @@ def mlflow_settings(uri: str, seconds: int | None = None) -> Iterator[None]:
     settings = {
         "MLFLOW_TRACKING_URI": uri,
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "GIT_PYTHON_REFRESH": "quiet",  # else a machine without git gets a page of warnings
-        # MLflow's own 7 retries would stop a training for minutes; a run retries at its next flush.
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1" if seconds else os.environ.get(
-            "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3"
-        ),
-        **({"MLFLOW_HTTP_REQUEST_TIMEOUT": str(seconds)} if seconds else {}),
-    }  # fmt: skip
-    with _environment(settings):
+        RETRIES: os.environ.get(RETRIES, str(retries)),
+    }
+    with environment(settings), patience(seconds):
         for logger in loggers:
             logger.setLevel(
                 logging.CRITICAL
@@ -110,7 +130,8 @@ def mlflow_settings(uri: str, seconds: int | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+def environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Variables of the environment for a time."""
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     try:
@@ -121,6 +142,84 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+class _Limits:
+    """MLflow's limit of a request is a variable of the process; threads need different ones."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._wanted: dict[object, float] = {}
+
+    def add(self, key: object, seconds: float) -> None:
+        with self._mutex:
+            if self._wanted or TIMEOUT not in os.environ:  # else the user has said it
+                self._wanted[key] = seconds
+                self._set()
+
+    def remove(self, key: object) -> None:
+        with self._mutex:
+            if self._wanted.pop(key, None) is not None:
+                self._set()
+
+    def _set(self) -> None:
+        if self._wanted:
+            os.environ[TIMEOUT] = str(ceil(max(self._wanted.values())))
+        else:
+            os.environ.pop(TIMEOUT, None)
+
+
+_limits = _Limits()
+
+
+@contextmanager
+def patience(seconds: float | None) -> Iterator[None]:
+    """Limit how long MLflow waits for an answer, unless the user has set MLflow's own variable.
+
+    Where several threads ask at once, the longest limit counts for all.
+    """
+    key = object()
+    if seconds is not None:
+        _limits.add(key, seconds)
+    try:
+        yield
+    finally:
+        _limits.remove(key)
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether a store that answers so may take it later: it is down, slow, or refuses a token.
+
+    False for what is wrong with the request itself.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, StoreError):
+        return error.away
+    if isinstance(error, MlflowException):
+        text = str(error)
+        if error.error_code == "BAD_REQUEST":  # how MLflow hands on trouble of its database, too
+            return not re.search("IntegrityError|DataError", text)
+        return error.error_code not in REFUSALS
+    if isinstance(error, ImportError | ValueError | TypeError | LookupError):
+        return False
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status is None or status >= 500 or status in TEMPORARY
+
+
+def _may_answer(error: BaseException) -> bool:
+    """Whether a store that does not open may do so later, without a change of its address."""
+    from mlflow.exceptions import MlflowException
+
+    text = str(error)
+    if isinstance(error, MlflowException):
+        return is_away(error) and not re.search(NEVER, text) and error.error_code not in NO_MLFLOW
+    if isinstance(error, OSError) and type(error).__module__ == "builtins":
+        return isinstance(error, ConnectionError | TimeoutError) or error.errno in NO_ROUTE
+    if isinstance(error, socket.gaierror):
+        return True
+    name = type(error).__name__
+    return name in {"OperationalError", "DBAPIError"} and not re.search(NEVER, text)
 
 
 def open_store(uri: str) -> MlflowClient:
@@ -143,13 +242,30 @@ def open_store(uri: str) -> MlflowClient:
         elif kind in ("", "file") and os.environ.get("MLFLOW_ALLOW_FILE_STORE") != "true":
             msg = "MLflow 3 no longer keeps runs in a plain folder"
             raise OSError(msg)
-        with mlflow_settings(uri, seconds=CONNECT_SECONDS):
+        with patience(CONNECT_SECONDS):
             client = MlflowClient(uri)
             client.search_experiments(max_results=1)
         return client
     # Drivers, HTTP and MLflow each have their own exceptions; to the user all mean the same.
     except Exception as error:
-        raise StoreError(uri, reason_of(error)) from error
+        reason = _schema_trouble(uri, str(error)) or reason_of(error)
+        raise StoreError(uri, reason, away=_may_answer(error)) from error
+
+
+def _schema_trouble(uri: str, text: str) -> str | None:
+    """What to do about a database of another version of MLflow; None where it is not that."""
+    found = re.search(r"out-of-date database schema \(found version (\w+)", text)
+    if found is None:
+        return None
+    known = files("mlflow.store.db_migrations").joinpath("versions").iterdir()
+    if any(file.name.startswith(found[1]) for file in known):
+        return (
+            "its tables are of an older MLflow; make a copy of it, then run: "
+            f"mlflow db upgrade {redacted(uri)}"
+        )
+    return (
+        f"its tables are of a newer MLflow than the installed {version('mlflow')}: install that one"
+    )
 
 
 @contextmanager

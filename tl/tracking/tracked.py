@@ -1,34 +1,29 @@
-"""What a job writes into its run, in batches, also while the store is away for a time."""
+"""What a job records of itself: each call is a line in the spool, which a thread sends."""
 
 from __future__ import annotations
 
 import logging
 import re
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from .dataset import dataset_inputs
 from .environment import environment, main_packages
 from .identity import data_tags
-from .model import log_bundle
+from .sending import Sender
 from .store import TrackingError, reason_of, redacted
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric
     from pytorch_lightning.loggers import Logger
 
 log = logging.getLogger(__name__)
 
-FLUSH_METRICS = 500  # queued metrics that are written at once
-FLUSH_SECONDS = 5.0  # or as soon as the oldest is that old
-RETRY_SECONDS = 60.0  # after a failed write
-MOST_METRICS, MOST_PARAMS = 1000, 100  # per request, MLflow's limits
 VALUE_LENGTH, TAG_LENGTH = 6000, 8000
+DRAIN_SECONDS = 10.0  # that a store may take nothing, before it is left to tl sync
 PLAIN_FILES = {
     "plan.json",
     "evidence.json",
@@ -38,121 +33,131 @@ PLAIN_FILES = {
     "advice.html",
     "audit.json",
     "audit.html",
+    "calibration.json",
+    "report.html",
 }  # of a run's folder, beside tables
 
 
 class TrackedRun:
-    """A run under way; with `run_id` None every method does nothing.
+    """A run under way; without a sender every method does nothing.
 
-    Metrics are queued and written in batches. While a store is down they stay queued and the
-    training goes on; only the end of the job, or a file that is not taken, raises.
+    What is logged is in the run's folder when a call returns, and at the store some seconds later,
+    or when the store is back.
+
+    Args:
+        sender: Sends the records of this job and maybe of those before it in the same folder.
+        uri: Address of the store.
+        output_dir: Folder of the job.
+        job: Its id.
     """
 
-    def __init__(
-        self, client: MlflowClient | None, uri: str, run_id: str | None, output_dir: Path
-    ) -> None:
+    def __init__(self, sender: Sender | None, uri: str, output_dir: Path, job: str = "") -> None:
         self.uri = uri
-        self.run_id = run_id
-        self._id = run_id or ""
         self.output_dir = output_dir
-        self._client = client
-        self._queue: list[Metric] = []
-        self._lock = threading.RLock()
-        self._next_flush = 0.0
-        self._known_params: dict[str, str] | None = None
+        self.job = job
+        self._sender = sender
+        self._phases = 0
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Queue numbers; a name's characters outside MLflow's alphabet become `_`."""
-        if self._client is None:
-            return
-        from mlflow.entities import Metric
+    @property
+    def run_id(self) -> str | None:
+        """Id of the MLflow run; None where nothing is logged, or the store never answered yet."""
+        return self._sender.spool.taken.runs.get(self.job) if self._sender else None
 
-        now = time.time()
-        entities = [
-            Metric(_key(k), float(v), int(1000 * now), step or 0) for k, v in metrics.items()
-        ]
-        with self._lock:
-            if not self._queue:
-                self._next_flush = max(self._next_flush, time.monotonic() + FLUSH_SECONDS)
-            self._queue += entities
-            if len(self._queue) >= FLUSH_METRICS or time.monotonic() >= self._next_flush:
-                self.flush()
-
-    def flush(self, *, final: bool = False) -> None:
-        """Write what is queued.
+    def record(self, op: str, **values: Any) -> None:
+        """Add a record to the spool.
 
         Args:
-            final: Raise where the store does not take it, instead of trying again later.
+            op: What to do: a key of `HANDLERS` in `tl.tracking.writer`.
+            values: What it needs, fit for JSON.
 
         Raises:
-            TrackingError: The store does not take it, and `final` is set.
+            TrackingError: A value is no JSON.
         """
-        with self._lock:
-            if not final and self._down():
-                return
-            try:
-                while self._queue and self._client is not None:
-                    self._client.log_batch(self._id, metrics=self._queue[:MOST_METRICS])
-                    del self._queue[:MOST_METRICS]
-            except Exception as error:
-                if final:
-                    raise self._refused(f"{len(self._queue):,} metrics", error) from error
-                self._next_flush = time.monotonic() + RETRY_SECONDS
-                log.warning(
-                    "the MLflow store %s does not answer (%s); %s metrics wait, next try in %.0f s",
-                    redacted(self.uri), reason_of(error), f"{len(self._queue):,}", RETRY_SECONDS,
-                )  # fmt: skip
+        if self._sender is None:
+            return
+        try:
+            self._sender.spool.append({"op": op, "job": self.job, **values})
+        except (TypeError, ValueError) as error:
+            raise self._refused(op, error) from error
 
-    def _down(self) -> bool:
-        """Whether the last write failed less than a minute ago."""
-        return self._next_flush > time.monotonic() + FLUSH_SECONDS
+    def flush(self, *, final: bool = False) -> None:
+        """Send now what is there.
+
+        Args:
+            final: Wait until the store has it, or does not answer.
+        """
+        if self._sender is None:
+            return
+        self._sender.hurry()
+        if final:
+            self.drain()
+
+    def drain(self, seconds: float = DRAIN_SECONDS) -> bool:
+        """Wait until the store has everything; False where it takes nothing for `seconds`."""
+        return self._sender is None or self._sender.drain(seconds)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Record numbers; a name's characters outside MLflow's alphabet become `_`."""
+        if self._sender is None or not metrics:
+            return
+        values = {_key(k): float(v) for k, v in metrics.items()}
+        line = {"op": "metrics", "time": time.time_ns() // 10**6, "step": step or 0}
+        self._sender.spool.append({**line, "values": values})
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log settings; those that a resumed run has with another value become tags `resume.*`."""
-        if self._client is None:
-            return
-        from mlflow.entities import Param
-
-        if self._known_params is None:
-            self._known_params = dict(self._client.get_run(self._id).data.params)
-        wanted = {_key(k): redacted(str(v))[:VALUE_LENGTH] for k, v in params.items()}
-        new = [Param(k, v) for k, v in wanted.items() if k not in self._known_params]
-        changed = {k: v for k, v in wanted.items() if self._known_params.get(k, v) != v}
-        with self._asking("the settings"):
-            for i in range(0, len(new), MOST_PARAMS):
-                self._client.log_batch(self._id, params=new[i : i + MOST_PARAMS])
-        self._known_params.update({p.key: p.value for p in new})
-        self.log_tags({f"resume.{k}": v for k, v in changed.items()})
+        values = {_key(k): redacted(str(v))[:VALUE_LENGTH] for k, v in params.items()}
+        if values:
+            self.record("params", values=values)
 
     def log_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags; an older value of the same name is replaced."""
-        if self._client is None:
-            return
-        from mlflow.entities import RunTag
+        values = {_key(k): redacted(str(v))[:TAG_LENGTH] for k, v in tags.items()}
+        if values:
+            self.record("tags", values=values)
 
-        entities = [RunTag(_key(k), redacted(str(v))[:TAG_LENGTH]) for k, v in tags.items()]
-        with self._asking("the tags"):
-            for i in range(0, len(entities), MOST_PARAMS):
-                self._client.log_batch(self._id, tags=entities[i : i + MOST_PARAMS])
+    def log_phase(self, name: str, step: int) -> None:
+        """Mark where a phase begins on the axis of steps.
+
+        Args:
+            name: Of the phase.
+            step: Optimizer steps of the job before it.
+        """
+        self._phases += 1
+        self.log_metrics({"phase": self._phases}, step=step)
+        self.log_tags({f"tl.phase.{name}": step})
+
+    def log_inputs(self, datasets: Sequence[Mapping[str, Any]]) -> None:
+        """Log data sets as MLflow's own, as `dataset_inputs` describes them."""
+        if datasets:
+            self.record("inputs", datasets=[*datasets])
 
     def log_text(self, text: str, name: str) -> None:
         """Log a text as file `name` (with its folder, as in `data/classes.txt`)."""
-        if self._client is not None:
-            with self._asking(name):
-                self._client.log_text(self._id, text, name)
+        self.record("text", text=text, name=name)
 
     def log_dict(self, values: Mapping[str, Any], name: str) -> None:
         """Log plain values as file `name`, .json or .yaml."""
-        if self._client is not None:
-            with self._asking(name):
-                self._client.log_dict(self._id, dict(values), name)
+        self.record("dict", values=dict(values), name=name)
 
     def log_file(self, path: Path, folder: str = "") -> None:
-        """Log a file, or a folder with all that is in it, into `folder` of the run."""
-        if self._client is not None:
-            with self._asking(str(path)):
-                log_it = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
-                log_it(self._id, str(path), folder or None)
+        """Log a file, or a folder with all that is in it, into `folder` of the run.
+
+        Files in the job's own folder are sent from there; others are copied into the spool.
+
+        Raises:
+            TrackingError: There is no such file.
+        """
+        if self._sender is not None:
+            self.record("file", path=self._kept(path, str(path)), folder=folder)
+
+    def _kept(self, path: Path, what: str) -> str:
+        assert self._sender is not None
+        try:
+            path.stat()
+            return self._sender.spool.keep(path)
+        except OSError as error:
+            raise self._refused(what, error) from error
 
     def log_config(self, yaml: str) -> None:
         """Log the resolved config as config.yaml, without passwords of addresses."""
@@ -160,7 +165,7 @@ class TrackedRun:
 
     def log_environment(self) -> None:
         """Log command, revision, versions and machine; the most important ones as tags too."""
-        if self._client is None:
+        if self._sender is None:
             return
         values = environment()
         self.log_dict(values, "environment.json")
@@ -174,10 +179,11 @@ class TrackedRun:
 
     def log_dataset(self, fingerprint: Mapping[str, Any]) -> None:
         """Log what the data was: counts and hash as tags, the whole as data.json."""
-        if self._client is None:
+        if self._sender is None:
             return
         self.log_dict(fingerprint, "data.json")
         self.log_tags(data_tags(fingerprint))
+        self.log_inputs(dataset_inputs(fingerprint))
 
     def log_job(
         self,
@@ -219,20 +225,31 @@ class TrackedRun:
                 self.log_file(path, "pictures")
 
     def log_bundle(self, bundle: Path | None, example: Path | None = None) -> str | None:
-        """Log a bundle as an MLflow model; returns its address, None where nothing is logged.
+        """Log a bundle as an MLflow model.
 
         Args:
             bundle: Folder of the bundle; None logs nothing.
             example: An image file as the input example; None takes the bundle's own.
+
+        Returns:
+            Address of the model; None where nothing is logged, or the store does not take it now.
+
+        Raises:
+            TrackingError: There is no such bundle.
         """
-        if self._client is None or bundle is None:
+        if self._sender is None or bundle is None:
             return None
-        with self._asking("the bundle"):
-            return log_bundle(Path(bundle), example)
+        token = uuid.uuid4().hex
+        paths = {"path": self._kept(Path(bundle), f"the bundle {bundle}")}
+        if example is not None:
+            paths["example"] = self._kept(example, str(example))
+        self.record("model", id=token, **paths)
+        self.drain()
+        return self._sender.writer.models.get(token)
 
     def loggers(self, step_offset: int) -> list[Logger]:
         """Loggers for the `Trainer` of one phase, whose steps follow those of the phases before."""
-        if self._client is None:
+        if self._sender is None:
             return []
         from .lightning import RunLogger
 
@@ -240,15 +257,8 @@ class TrackedRun:
 
     def _refused(self, what: str, error: BaseException) -> TrackingError:
         return TrackingError(
-            f"the MLflow store {redacted(self.uri)} did not take {what}: {reason_of(error)}"
+            f"the MLflow run of {self.output_dir} did not take {what}: {reason_of(error)}"
         )
-
-    @contextmanager
-    def _asking(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # drivers, HTTP, files and MLflow each have their own
-            raise self._refused(what, error) from error
 
 
 def _key(name: str) -> str:
