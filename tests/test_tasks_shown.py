@@ -101,7 +101,8 @@ def test_reports_of_each_task_are_shown(capsys):
     assert "with the thresholds chosen on these images: macro F1" in text
     assert "confusion" not in text
     head = next(line for line in text.split("\n") if line.startswith("class"))
-    assert head.split() == ["class", "images", "ap", "threshold", "precision", "recall", "f1"]
+    names = ["class", "images", "ap", "threshold", "precision", "recall", "f1", "95", "%", "of"]
+    assert head.split() == [*names, "ap"]
     display.report(multi_report(30))
     assert "the 20 with the lowest AP (10 more are not shown)" in capsys.readouterr().out
     display.report(many_classes_report())

@@ -42,6 +42,8 @@ def predictions(table: pd.DataFrame) -> None:
     """
     first = table.head(MOST_PREDICTIONS)
     print_columns("predictions", {"image": list(first["source"]), **_said(first)})
+    if "sure" in table:
+        say(f"{int(table['sure'].sum()):,} of {len(table):,} answers are sure (column sure)")
     if len(table) <= MOST_PREDICTIONS:
         return
     say(f"… and {len(table) - MOST_PREDICTIONS:,} more")
@@ -67,7 +69,8 @@ def _said(table: pd.DataFrame) -> dict[str, list[Any]]:
         return values | ({"error": errors} if any(errors) else {})
     if "label" in table:
         labels = [e or name for e, name in zip(errors, table["label"], strict=True)]
-        return {"label": labels, "score": list(table["score"])}
+        marks = {"sure": ["yes" if s else "no" for s in table["sure"]]} if "sure" in table else {}
+        return {"label": labels, "score": list(table["score"]), **marks}
     texts = [
         error or ", ".join(f"{n} {s:.3f}" for n, s in zip(names, scores, strict=True)) or "none"
         for error, names, scores in zip(errors, table["labels"], table["scores"], strict=True)
@@ -106,7 +109,50 @@ def _headline(report: Report) -> str:
         f"{report.split}: accuracy {acc} (95 % interval {low} to {high}), "
         f"{int(m['images']):,} images\n"
         f"{' ' * len(report.split)}  macro F1 {m['f1_macro']:.3f}, balanced accuracy "
-        f"{m['balanced_acc']:.3f}, loss {m['loss']:.3f}, calibration error {m['ece']:.3f}"
+        f"{m['balanced_acc']:.3f}, loss {m['loss']:.3f}\n"
+        f"{' ' * len(report.split)}  calibration error {_calibration(report)}"
+        + _sure(report)
+        + _worst_group(report)
+    )
+
+
+def _calibration(report: Report) -> str:
+    """Calibration error, and what the temperature made of it."""
+    m, found = report.metrics, report.temperature
+    if found is None or found.value == 1:
+        return f"{m['ece']:.3f}"
+    return f"{m['ece']:.3f} ({m['ece_uncalibrated']:.3f} without temperature {found.value:.2f})"
+
+
+def _sure(report: Report) -> str:
+    """How many answers are sure, and how many of these are right; a line, or nothing."""
+    m, space = report.metrics, " " * len(report.split)
+    if report.abstain is None:
+        return ""
+    if report.abstain.threshold is None:
+        return f"\n{space}  sure of none: {report.abstain.note}"
+    text = f"\n{space}  sure from {report.abstain.threshold:.3f}: {100 * m['sure_share']:.1f} %"
+    if "sure_acc" in m:
+        right, low, high = (f"{100 * m[f'sure_acc{end}']:.1f}" for end in ("", "_low", "_high"))
+        text += f" of the images, {right} % of these right ({low} to {high})"
+    return text
+
+
+def _worst_group(report: Report) -> str:
+    """The group of images that is served worst; a line, or nothing."""
+    m, space = report.metrics, " " * len(report.split)
+    names = [name for name in m if name.startswith("worst_group_")]
+    if not names or report.groups is None:
+        return ""
+    value = m[names[0]]
+    large = report.groups[~report.groups["small"]]
+    name = clean(str(large.loc[(large["value"] - value).abs().idxmin(), "group"]))
+    low, high = m[f"{names[0]}_low"], m[f"{names[0]}_high"]
+    what = {"acc": "accuracy", "hamming": "wrong decisions", "mae": "mean absolute error"}
+    said = what[names[0].removeprefix("worst_group_")]
+    return (
+        f"\n{space}  worst of {int(m['groups']):,} groups: {name}, {said} {value:.3g} "
+        f"({low:.3g} to {high:.3g}), {int(m['worst_group_images']):,} images"
     )
 
 
@@ -119,7 +165,8 @@ def _headline_of_labels(report: Report) -> str:
         f"{space}  with the thresholds chosen on {chosen}: macro F1 {m['f1_macro']:.3f}, micro F1 "
         f"{m['f1_micro']:.3f},\n"
         f"{space}  all labels right {100 * m['exact_match']:.1f} %, wrong decisions "
-        f"{100 * m['hamming']:.1f} %; loss {m['loss']:.3f}, calibration error {m['ece']:.3f}"
+        f"{100 * m['hamming']:.1f} %; loss {m['loss']:.3f}, calibration error "
+        f"{_calibration(report)}" + _worst_group(report)
     )
 
 
@@ -134,7 +181,7 @@ def _headline_of_numbers(report: Report) -> str:
     return (
         f"{report.split}: mean absolute error of {clean(report.classes[0])} "
         f"{with_interval('mae')}, {int(m['images']):,} images\n"
-        f"{space}  root mean square error {with_interval('rmse')}, {r2}"
+        f"{space}  root mean square error {with_interval('rmse')}, {r2}" + _worst_group(report)
     )
 
 
@@ -146,7 +193,13 @@ def _per_class_table(report: Report) -> None:
         table = table.sort_values(score, kind="stable", na_position="last").head(MOST_CLASSES)
         lowest = f"the {MOST_CLASSES} with the lowest {score.upper()}"
         title += f", {lowest} ({left:,} more are not shown)"
-    print_columns(title, {str(name): list(table[name]) for name in table.columns})
+    names = ("class", "images", "ap", "threshold", "precision", "recall", "f1")
+    shown = names if report.task is Task.multi else [n for n in names if n not in names[2:4]]
+    columns: dict[str, list[Any]] = {name: list(table[name]) for name in shown}
+    sure = "ap" if report.task is Task.multi else "recall"
+    limits = zip(table[f"{sure}_low"], table[f"{sure}_high"], strict=True)
+    columns[f"95 % of {sure}"] = [f"{a:.2f} to {b:.2f}" if a == a else "" for a, b in limits]
+    print_columns(title, columns)
 
 
 def _confusion_table(report: Report, confusion: NDArray[np.int64]) -> None:

@@ -27,6 +27,7 @@ from tl.evaluation.multi import choose_thresholds, judge_multi
 from tl.evaluation.paired import PairResult, PairSide, compare_pair, holm, not_worse
 from tl.evaluation.regression import judge_regression
 from tl.evaluation.report import EvaluationError, Report, headline, lower_is_better
+from tl.evaluation.resampling import wilson
 from tl.evaluation.sheets import Aligned, PairingError, Sheet, aligned, sheet_of
 from tl.evaluation.single import (
     accuracy_interval,
@@ -61,6 +62,7 @@ __all__ = [
     "predictions_table",
     "probabilities",
     "sheet_of",
+    "wilson",
 ]
 
 

@@ -145,7 +145,11 @@ def model_card(
         "`golden/` holds images of the training set: mind their rights when you pass it on.",
         *card.limits,
     ]
-    answer = ANSWERS[outputs.task].replace("STD", f"{outputs.std:.9g}")
+    answer = ANSWERS[outputs.task]
+    if outputs.temperature != 1:
+        answer = answer.replace("model(image[None])", "(model(image[None]) / TEMPERATURE)")
+        answer = answer.replace("TEMPERATURE", f"{outputs.temperature:.6g}")
+    answer = answer.replace("STD", f"{outputs.std:.9g}")
     answer = answer.replace("MEAN", f"{outputs.mean:.9g}").replace("TARGET", classes[0])
     timm = TIMM.replace("ANSWER)", answer)
     pytorch = timm if in_timm else NOT_TIMM.replace("BACKBONE", card.backbone)
@@ -203,8 +207,19 @@ def _task_facts(outputs: Outputs, classes: Sequence[str]) -> dict[str, str]:
         return {
             "predicts": "any number of labels an image: those above their thresholds",
             "labels": f"{len(classes)}: {_shortened(classes)}",
+            **_score_facts(outputs),
         }
-    return {"classes": f"{len(classes)}: {_shortened(classes)}"}
+    return {"classes": f"{len(classes)}: {_shortened(classes)}", **_score_facts(outputs)}
+
+
+def _score_facts(outputs: Outputs) -> dict[str, str]:
+    """What the scores are worth."""
+    facts = {"scores": "as the network was trained; not calibrated"}
+    if outputs.temperature != 1:
+        facts["scores"] = f"calibrated: logits divided by {outputs.temperature:.4g}, chosen on val"
+    if outputs.abstain:
+        facts["sure answers"] = outputs.abstain.note or f"scores of {outputs.abstain.threshold}"
+    return facts
 
 
 def _task_limits(outputs: Outputs, classes: Sequence[str]) -> list[str]:

@@ -10,11 +10,14 @@ from __future__ import annotations
 from tl.figures.confusion import save_confusion
 from tl.figures.curves import save_curves
 from tl.figures.judged import save_predicted, save_report, save_scores
+from tl.figures.trusted import save_calibration, save_ranking
 
 __all__ = [
+    "save_calibration",
     "save_confusion",
     "save_curves",
     "save_predicted",
+    "save_ranking",
     "save_report",
     "save_scores",
 ]

@@ -10,6 +10,7 @@ import numpy as np
 from tl.config import Task
 from tl.figures.confusion import save_confusion
 from tl.figures.page import BLUE, GREY, ORANGE, page, short
+from tl.figures.trusted import save_calibration, save_ranking
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +24,9 @@ MOST_POINTS = 3000  # images up to which each is a point
 def save_report(report: Report, folder: Path) -> Path:
     """Draw what fits the task: confusion matrix, average precision, or predicted numbers.
 
-    With too many classes for a confusion matrix the F1 of the lowest of them.
+    With too many classes for a confusion matrix the F1 of the lowest of them. Beside it, where
+    there are classes, what the scores are worth: `calibration_<split>.png` and
+    `ranking_<split>.png`.
 
     Args:
         report: What `tl.evaluation.evaluate` returned.
@@ -41,6 +44,9 @@ def save_report(report: Report, folder: Path) -> Path:
     }[report.task]
     path = folder / f"{name}_{report.split}.png"
     save(report, path)
+    if report.task is not Task.regression:
+        save_calibration(report, folder / f"calibration_{report.split}.png")
+        save_ranking(report, folder / f"ranking_{report.split}.png")
     return path
 
 
