@@ -29,7 +29,7 @@ from typing import Any
 
 from images import REPO, WORK
 from regret_cells import Cell, grid
-from regret_rates import METHODS, RATES, share_of_today
+from regret_rates import METHODS, RATES, of_today, share_of_today
 
 from tl.decision.evidence import Evidence
 
@@ -81,9 +81,10 @@ def train_cell(cell: Cell, args: argparse.Namespace, deadline: float) -> str:
 def missing(rows: Rows, evidence: Evidence, args: argparse.Namespace) -> list[tuple[str, float]]:
     """Methods and rates of a cell that have no fit yet at what is their rate today."""
     fits = [row for row in rows if row["kind"] == "fit" and "error" not in row]
-    done = {(row["method"], share_of_today(row, evidence)) for row in fits}
+    today = [row for row in fits if of_today(row, evidence)]
+    done = {(row["method"], share_of_today(row, evidence)) for row in today}
     methods = [] if args.do == "evidence" else args.methods or list(METHODS)
-    return [(m, r) for m in methods for r in RATES if (m, r) not in done]
+    return [(m, r) for m in methods for r in args.rates or RATES if (m, r) not in done]
 
 
 def read(file: Path) -> Rows:
@@ -115,7 +116,7 @@ def report(args: argparse.Namespace) -> None:
     if not trained:
         raise SystemExit(f"{args.results} has no fits: python benchmarks/regret.py fit")
     methods = args.methods or list(dict.fromkeys(trained))
-    print(regret_report.text(rows, methods))
+    print(regret_report.text(rows, methods, every_fit=args.every_fit))
     if args.picture:
         regret_report.draw(rows, methods, args.picture)
         print(f"picture: {args.picture}")
@@ -129,10 +130,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a reduced grid")
     parser.add_argument("--only", nargs="*", default=[], help="cells whose line has these words")
     parser.add_argument("--methods", nargs="*", help="default: all")
+    parser.add_argument("--rates", nargs="*", type=float, choices=RATES, help="default: all")
     parser.add_argument("--minutes", type=float, default=120, help="no fit begins afterwards")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
     parser.add_argument("--budget", default="quick", choices=["quick", "normal", "thorough"])
     parser.add_argument("--views", type=int, default=2_000, help="most images seen by a phase")
+    parser.add_argument(
+        "--every-fit", action="store_true", help="report: the oracle may be of a former recipe"
+    )
     parser.add_argument("--picture", type=Path, help="file of the picture of the report")
     return parser.parse_args()
 

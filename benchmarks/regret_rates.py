@@ -1,7 +1,7 @@
 """The methods of the regret benchmark, and at which share of today's rate a fit was trained.
 
 Recipes change, and a fit keeps its absolute rate: what it counts as is asked anew each time. One
-that began from another head than today's recipe trains counts no more.
+that began from another head than today's recipe trains is for the oracle alone.
 """
 
 from __future__ import annotations
@@ -43,32 +43,34 @@ def last_rate(config: FinetuneConfig) -> float:
     return rate
 
 
-def first_head(config: FinetuneConfig) -> tuple[int | None, float]:
-    """Epochs and rate of the phase before the last one."""
-    first = next(iter(config.phases.values()))
-    rate = first.head_lr or config.head_lr
+def of_today(row: Mapping[str, Any], evidence: Evidence) -> bool:
+    """Whether the head before the last phase of a fit was trained as it is today.
+
+    Args:
+        row: Of the results.
+        evidence: Of its cell.
+    """
+    phases = row.get("phases", ())
+    if len(phases) < 2:
+        return True
+    config = method_config(row["method"], evidence, row.get("budget", "quick"))
+    head = next(iter(config.phases.values()))
+    rate = head.head_lr or config.head_lr
     assert rate is not None
-    return first.epochs or config.epochs, rate
+    same_rate = 1 / SAME < phases[0]["head_lr"] / rate < SAME
+    return bool(same_rate and phases[0]["epochs"] == (head.epochs or config.epochs))
 
 
-def share_of_today(row: Mapping[str, Any], evidence: Evidence) -> float | None:
+def share_of_today(row: Mapping[str, Any], evidence: Evidence) -> float:
     """Rate of a fit as a share of what its method has today: one of `RATES` where it is near.
 
     Args:
         row: Of the results; without `phases` its `rate` is taken.
         evidence: Of its cell.
-
-    Returns:
-        None where the head before the last phase was trained otherwise than today.
     """
     if "phases" not in row:
         return float(row["rate"])
     config = method_config(row["method"], evidence, row.get("budget", "quick"))
-    first, last = row["phases"][0], row["phases"][-1]
-    if len(row["phases"]) > 1:
-        epochs, rate = first_head(config)
-        if first["epochs"] != epochs or not 1 / SAME < first["head_lr"] / rate < SAME:
-            return None
-    share = float(last["head_lr"]) / last_rate(config)
+    share = float(row["phases"][-1]["head_lr"]) / last_rate(config)
     near = [rate for rate in RATES if 1 / SAME < share / rate < SAME]
     return near[0] if near else share

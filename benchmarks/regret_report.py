@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from regret_cells import Cell
-from regret_rates import RATES, share_of_today
+from regret_rates import RATES, of_today, share_of_today
 
 from tl.decision import Thresholds
 from tl.decision.axes import read
@@ -35,22 +35,29 @@ class Judged:
         batch_size: Of all fits.
         fits: (method, rate) -> row of the results.
         number: Test images.
+        former: Fits of former recipes. The oracle may be one of them; no policy is.
     """
 
     cell: Cell
     evidence: Evidence
     fits: Mapping[tuple[str, float], Mapping[str, Any]]
     number: int
+    former: Mapping[tuple[str, float], Mapping[str, Any]] = field(default_factory=dict)
+
+    @cached_property
+    def all_fits(self) -> dict[tuple[str, float], Mapping[str, Any]]:
+        """Today's fits, and the former ones by a name of their own."""
+        return {**self.fits, **{(f"former {m}", r): f for (m, r), f in self.former.items()}}
 
     @cached_property
     def hits(self) -> dict[tuple[str, float], np.ndarray]:
         """Which test images each fit had right."""
-        return {key: bits(row["hits"], self.number) for key, row in self.fits.items()}
+        return {key: bits(row["hits"], self.number) for key, row in self.all_fits.items()}
 
     @cached_property
     def best(self) -> tuple[str, float]:
         """The oracle: the fit that was best on test."""
-        return max(self.fits, key=lambda key: float(self.fits[key]["acc"]))
+        return max(self.all_fits, key=lambda key: float(self.all_fits[key]["acc"]))
 
     def regret(self, method: str, *, counted: bool = True) -> float:
         """Points by which the oracle is better than a method at its default rate.
@@ -90,18 +97,32 @@ def bits(text: str, number: int) -> np.ndarray:
     return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[:number].astype(bool)
 
 
-def judged(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> list[Judged]:
-    """Cells in which every method was trained at all rates, or cannot be had."""
+def judged(
+    rows: Sequence[Mapping[str, Any]], methods: Sequence[str], *, every_fit: bool = False
+) -> list[Judged]:
+    """Cells in which every method was trained at all rates, or cannot be had.
+
+    At its own rate it must be trained by today's recipe; at the others a former fit stands in where
+    there is no newer one.
+
+    Args:
+        rows: Of the results.
+        methods: Those that count.
+        every_fit: The oracle may be any fit that there is, also at rates of former recipes.
+    """
     names = ("set", "per_class", "backbone", "seed")
     about = {tuple(r[n] for n in names): r for r in rows if r["kind"] == "cell"}
     seen = {key: Evidence.from_dict(row["evidence"]) for key, row in about.items()}
     fits: dict[tuple[Any, ...], dict[tuple[str, float], Any]] = {}
+    former: dict[tuple[Any, ...], dict[tuple[str, float], Any]] = {}
     for row in rows:
         key = tuple(row[name] for name in names)
         if row["kind"] == "fit" and row["method"] in methods and key in seen:
             rate = share_of_today(row, seen[key])
-            if rate is not None:
-                fits.setdefault(key, {})[row["method"], rate] = row
+            today = rate in RATES and of_today(row, seen[key])
+            if today or every_fit or rate in RATES:
+                place = fits if today else former
+                place.setdefault(key, {})[row["method"], rate] = row
     wanted = {
         (r["method"], rate)
         for all_fits in fits.values()
@@ -110,9 +131,12 @@ def judged(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> list[Ju
     }
     found = []
     for key, all_fits in fits.items():
-        if wanted <= all_fits.keys():
+        old = former.get(key, {})
+        old = old if every_fit else {k: row for k, row in old.items() if k not in all_fits}
+        if wanted <= all_fits.keys() | {k for k in old if k[1] != DEFAULT}:
             good = {k: row for k, row in all_fits.items() if "error" not in row}
-            found.append(Judged(Cell(*key), seen[key], good, about[key]["counts"]["test"]))
+            number = about[key]["counts"]["test"]
+            found.append(Judged(Cell(*key), seen[key], good, number, old))
     return sorted(found, key=lambda j: (j.cell.set, j.cell.per_class, j.cell.backbone, j.cell.seed))
 
 
@@ -182,9 +206,11 @@ def leave_one_set_out(cells: Sequence[Judged]) -> dict[str, Thresholds]:
 # --- what people read ---------------------------------------------------------------------------
 
 
-def text(rows: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> str:
+def text(
+    rows: Sequence[Mapping[str, Any]], methods: Sequence[str], *, every_fit: bool = False
+) -> str:
     """Tables in Markdown: policies, sets and amounts, thresholds, cells."""
-    cells = judged(rows, methods)
+    cells = judged(rows, methods, every_fit=every_fit)
     if not cells:
         return "No cell is complete yet: every method at every rate, or an error that says why not."
     found = policies(cells, methods)
@@ -269,7 +295,7 @@ def _cell_table(cells: Sequence[Judged], auto: Sequence[str]) -> str:
     for judged_cell, method in zip(cells, auto, strict=True):
         c, best = judged_cell.cell, judged_cell.best
         place = read(judged_cell.evidence, Thresholds())
-        mine, top = judged_cell.fits[method, DEFAULT], judged_cell.fits[best]
+        mine, top = judged_cell.fits[method, DEFAULT], judged_cell.all_fits[best]
         lines.append(
             f"| {c.set} | {c.per_class} | {c.backbone} | {c.seed} | {place.amount}, "
             f"{place.similarity} | {method} | {100 * mine['acc']:.1f} | {best[0]} × {best[1]:g} | "
@@ -313,7 +339,7 @@ def _draw_accuracies(axis: Any, cells: Sequence[Judged]) -> None:
     table = pd.DataFrame(
         {
             "a class": cell.cell.per_class,
-            "best of all fits": cell.fits[cell.best]["acc"],
+            "best of all fits": cell.all_fits[cell.best]["acc"],
             "auto": cell.fits[cell.choice(Thresholds()), DEFAULT]["acc"],
             **{m: cell.fits[m, DEFAULT]["acc"] for m in SHOWN if (m, DEFAULT) in cell.fits},
         }
