@@ -12,7 +12,7 @@ from browser import PHONE, browser, complaints, opened, until  # noqa: F401  the
 from compared import HOSTILE, comparison
 
 from tl.comparison.page import page as written
-from tl.comparison.shown import axes, columns, metric_text, seconds_text
+from tl.comparison.shown import axes, columns, metric_text, number_text, seconds_text
 
 
 @pytest.fixture
@@ -105,7 +105,8 @@ def test_a_number_that_is_none_is_refused_not_written():
     ("metric", "value", "text", "points"),
     [
         ("acc", 0.9412, "94.1 %", "+94.1 points"),
-        ("map", 0.9412, "0.941", "+0.941"),
+        ("map", 0.9412, "94.1 %", "+94.1 points"),
+        ("loss", 0.9412, "0.941", "+0.941"),
         ("mae", 1234.5, "1234", "+1234"),
         ("mae", None, "–", "–"),
     ],
@@ -129,6 +130,12 @@ def test_columns_leave_out_what_no_run_has_and_hide_what_is_rarely_asked():
         "value",
         "verdict",
     ]
+
+
+def test_a_file_is_named_without_its_folder():
+    assert number_text("/data/weights/of/resnet18.a1.safetensors") == "resnet18.a1.safetensors"
+    assert number_text("a/short.one") == "a/short.one"
+    assert number_text(HOSTILE) == HOSTILE
 
 
 def test_axes_are_logarithmic_where_values_span_decades():
@@ -270,25 +277,36 @@ def test_the_cost_can_be_changed(look):
         assert min(values) == 9_000_000
 
 
+def milliseconds(page, script):
+    """Processor time of the page's thread: others on the machine do not count."""
+    page.evaluate(
+        """() => { window.type = text => { const box = document.getElementById('filter');
+        box.value = text; box.dispatchEvent(new Event('input', { bubbles: true }));
+        document.getElementById('table').offsetHeight; } }"""
+    )
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+    def task():
+        metrics = session.send("Performance.getMetrics")["metrics"]
+        return next(m["value"] for m in metrics if m["name"] == "TaskDuration")
+
+    before = task()
+    page.evaluate(f"() => {{ {script} }}")
+    return 1000 * (task() - before)
+
+
 def test_500_runs_stay_fluid(look):
     with look(comparison(500)) as page:
         assert page.locator("#count").text_content() == "500 runs"
-        assert page.locator("#table tbody tr").count() == 100
-        milliseconds = page.evaluate(
-            """async () => { const box = document.getElementById('filter'); const spent = [];
-            for (const text of ['c', 'co', 'con', 'conv', 'con', 'co', 'c', '', '-c', '-co']) {
-              const before = performance.now(); box.value = text;
-              box.dispatchEvent(new Event('input', { bubbles: true }));
-              document.body.getBoundingClientRect(); document.getElementById('table').offsetHeight;
-              spent.push(performance.now() - before);
-              await new Promise(done => requestAnimationFrame(() => setTimeout(done)));
-            } return spent.sort((a, b) => a - b); }"""
-        )
-        assert milliseconds[len(milliseconds) // 2] < 50, milliseconds
+        assert page.locator("#table tbody tr").count() == 50
+        words = ["c", "co", "con", "conv", "con", "co", "c", "", "-c", "-co"]
+        spent = milliseconds(page, f"for (const text of {words}) type(text);") / len(words)
+        assert spent < 50, f"{spent:.0f} ms of work at each key"
         page.locator("#filter").fill("")
         page.get_by_role("button", name="show all 500 runs").click()
         assert page.locator("#table tbody tr").count() == 500
-        assert page.evaluate("document.activeElement.closest('tr').rowIndex") == 101
+        assert page.evaluate("document.activeElement.closest('tr').rowIndex") == 51
 
 
 @pytest.mark.parametrize("width", [390, 320])

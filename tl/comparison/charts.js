@@ -130,7 +130,7 @@ async function startPanels() {
   panels = Array.from({ length: PANELS }, () => ({ source: new Bokeh.ColumnDataSource({ data: { x: [], y: [], images: [], size: [] } }) }));
   for (const [k, panel] of panels.entries()) {
     const fig = figure({
-      height: 240, x_range: new Bokeh.Range1d({ start: 0, end: 1 }), y_range: new Bokeh.Range1d({ start: 0, end: 1.02 }),
+      height: 240, x_range: new Bokeh.Range1d({ start: 0, end: 1.06 }), y_range: new Bokeh.Range1d({ start: -0.05, end: 1.07 }),
       x_axis_label: "how sure it was", y_axis_label: "share right",
     }, [["sure", "@x{0.00}"], ["right", "@y{0.00}"], ["images", "@images"]], { tools: "", percent: false });
     fig.line([0, 1], [0, 1], { line_color: style("soft"), line_dash: "dashed" });

@@ -3,7 +3,8 @@
    plots as events of the document. */
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
-const FIRST = 100; // rows at once: a screen has room for fewer, and each costs time at every key
+const FIRST = 50; // rows at once: a screen has room for fewer, and each costs time at every key
+const CARDS = 24; // pictures at once
 const table = at("table");
 const body = table.tBodies[0];
 const rows = [...body.rows];
@@ -142,6 +143,17 @@ function column(key, on) {
   for (const row of [table.tHead.rows[0], ...rows]) row.cells[place].hidden = !on;
 }
 
+/* Cards of changed images: those of the chosen kind, the first of them at once. */
+function flips(most) {
+  const cards = [...at("cards").children];
+  const wanted = at("flips-of").value;
+  const kept = cards.filter((card) => !wanted || card.dataset.said === wanted);
+  for (const card of cards) card.hidden = true;
+  for (const card of kept.slice(0, most)) card.hidden = false;
+  at("more-cards").hidden = kept.length <= most;
+  at("more-cards").firstElementChild.textContent = `show all ${kept.length} images`;
+}
+
 function start() {
   for (const cell of table.tHead.rows[0].cells) header(cell);
   rows.forEach((row, i) => {
@@ -163,12 +175,15 @@ function start() {
     show();
     next.querySelector("input").focus();
   });
-  at("flips-of")?.addEventListener("change", (event) => {
-    for (const card of at("cards").children) {
-      card.hidden = Boolean(event.target.value) && card.dataset.said !== event.target.value;
-    }
-  });
+  if (at("cards")) {
+    at("flips-of").addEventListener("change", () => flips(CARDS));
+    at("more-cards").firstElementChild.addEventListener("click", () => flips(Infinity));
+    flips(CARDS);
+  }
   for (const part of document.querySelectorAll("[data-scripted], #controls, #choose")) part.hidden = false;
   filter();
+  for (const cell of table.tHead.rows[0].cells) { // filters shall not make columns jump
+    cell.style.minWidth = `${cell.offsetWidth}px`;
+  }
 }
 start();

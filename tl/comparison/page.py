@@ -17,6 +17,7 @@ from typing import Any
 
 from tl.comparison.shown import (
     axes,
+    class_places,
     columns,
     metric_text,
     named,
@@ -64,6 +65,7 @@ def page(values: Mapping[str, Any]) -> str:
         **{"columns": table, "label": named(values["metric"]), "contents": parts},
         parts={part["id"] for part in parts},
         places=positions(runs),
+        class_places=class_places(values["classes"]),
         families=_families(values),
         pairs=_pairs(values),
         rivals=_rivals(values, names),
@@ -134,9 +136,9 @@ def _parts(values: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> list
         "varied": ("what was varied", len(judged) > 1 and bool(values["varied"])),
         "seeds": ("seeds", any(len(f["runs"]) > 1 for f in values["families"])),
         "pairs": ("pair by pair", bool(values["pairs"])),
+        "calibration": ("calibration", any(run["reliability"] for run in runs)),
         "classes": ("classes that changed", bool(values["classes"])),
         "flips": ("images that flipped", bool(values["flips"])),
-        "calibration": ("calibration", any(run["reliability"] for run in runs)),
         "groups": ("what was compared with what", True),
     }
     return [{"id": key, "title": title} for key, (title, there) in parts.items() if there]
@@ -144,9 +146,9 @@ def _parts(values: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> list
 
 def _families(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Families with a mean, the best first, with the places of their intervals."""
-    said = {pair["b"]: pair["words"] for pair in values["family_pairs"]}
+    said = {pair["b"]: pair for pair in values["family_pairs"]}
     found = [
-        {**family, "value": family["mean"], "words": said.get(i)}
+        {**family, "value": family["mean"], "pair": said.get(i)}
         for i, family in enumerate(values["families"])
         if family["mean"] is not None
     ]

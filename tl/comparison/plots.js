@@ -65,7 +65,7 @@ function content() {
     high: runs.map((r) => missing(r.high)),
     whisker: runs.map((_, i) => (!many || special(i) ? 0.6 : 0)),
     colour,
-    size: runs.map((_, i) => special(i) ? 14 : many ? 7 : 10),
+    size: runs.map((_, i) => i === data.best ? 20 : i === data.baseline ? 16 : many ? 7 : 10),
     marker: runs.map((_, i) => i === data.best ? "star" : i === data.baseline ? "diamond" : "circle"),
     alpha: runs.map((_, i) => special(i) ? 1 : many ? 0.55 : 0.8),
     thread: runs.map((_, i) => special(i) ? 1 : many ? 0.25 : 0.65),

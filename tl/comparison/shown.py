@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 Run = Mapping[str, Any]
@@ -17,9 +18,10 @@ NAMES = {
     "f1_macro": "macro F1",
     "balanced_acc": "balanced accuracy",
 }
-PERCENT = {"acc", "top5", "top5_acc", "balanced_acc", "exact_match", "hamming"}  # as on the screen
+PERCENT = {"acc", "map", "top5", "balanced_acc", "exact_match", "hamming", "sure_acc", "sure_share"}
 SHOWN_VARIED = 6  # columns of what was varied that are there at once
 MOST_TICKS = 8  # values of one axis that have room below each other
+LONG = 24  # characters up to which a value is shown whole though it be a path
 LOG_RATIO = 50.0  # from this ratio of largest to smallest on, an axis is logarithmic
 
 
@@ -47,6 +49,9 @@ def number_text(value: Any) -> str:
     """A value of a setting or metric."""
     if value is None:
         return "–"
+    if isinstance(value, str):  # of a file its name: the folder is the same for all, or no matter
+        path = PurePath(value)
+        return path.name if len(value) > LONG and path.suffix else value
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
@@ -57,7 +62,7 @@ def seconds_text(value: float | None) -> str:
     if value is None:
         return "–"
     if value < 120:
-        return f"{value:.0f} s"
+        return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
     return f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"
 
 
@@ -199,6 +204,28 @@ def positions(runs: Sequence[Run]) -> list[dict[str, float] | None]:
         return {key: 100 * (value - low) / span for key, value in own.items()}
 
     return [place(run) for run in runs]
+
+
+def class_places(found: Sequence[Mapping[str, Any]]) -> list[dict[str, float] | None]:
+    """Where the shares of each class lie between the lowest and the highest of all, 0 to 100.
+
+    Returns:
+        For each class `low, high` of the two runs, `value` of the first, and `worst, best` of all
+        runs; None where one of the two has no share.
+    """
+    keys = ("a", "b", "worst", "best")
+    ends = [c[key] for c in found for key in keys if c[key] is not None]
+    low, span = min(ends, default=0.0), (max(ends, default=1.0) - min(ends, default=0.0)) or 1.0
+
+    def place(row: Mapping[str, Any]) -> dict[str, float] | None:
+        if row["a"] is None or row["b"] is None:
+            return None
+        at = {key: 100 * ((row[key] if row[key] is not None else row["a"]) - low) / span
+              for key in keys}  # fmt: skip
+        ends = {"low": min(at["a"], at["b"]), "high": max(at["a"], at["b"]), "value": at["a"]}
+        return ends | {"worst": at["worst"], "best": at["best"]}
+
+    return [place(row) for row in found]
 
 
 def axes(values: Mapping[str, Any], runs: Sequence[Run]) -> list[dict[str, Any]]:
