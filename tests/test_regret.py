@@ -222,6 +222,34 @@ def test_a_cell_with_a_missing_fit_does_not_count(module, results):
     assert len(report.judged(refused, METHODS)) == len(report.judged(results, METHODS))
 
 
+def test_a_fit_of_a_former_recipe_stands_in_for_the_oracle_alone(module):
+    report, rates = module("regret_report"), module("regret_rates")
+    rows = rows_of("a", 10, 0.2, dict.fromkeys(METHODS, 60))
+    config = rates.method_config("lp_ft", evidence(10, 0.2), "quick")
+    head = {"epochs": 2 * config.phases["head"].epochs, "head_lr": config.head_lr}
+    right = np.arange(TEST) < 90
+
+    def former(rate):
+        phases = [head, {"head_lr": rate * rates.last_rate(config)}]
+        hits = np.packbits(right).tobytes().hex()
+        return {**rows[-1], "phases": phases, "acc": right.mean(), "hits": hits}
+
+    def best(rows, **options):
+        return [cell.best for cell in report.judged(rows, METHODS, **options)]
+
+    assert best([*rows, former(1.0)])[0][0] in METHODS
+    assert best([*rows, former(1.0)], every_fit=True) == [("former lp_ft", 1.0)]
+    others = [row for row in rows if (row.get("method"), row.get("rate")) != ("lp_ft", 3.0)]
+    assert best(others) == []
+    assert best([*others, former(3.0)]) == [("former lp_ft", 3.0)]
+    # At its own rate a policy needs a fit as today's recipe makes it.
+    others = [row for row in rows if (row.get("method"), row.get("rate")) != ("lp_ft", 1.0)]
+    assert best([*others, former(1.0)]) == []
+    same = former(1.0) | {"phases": [{**head, "epochs": head["epochs"] // 2}, {"head_lr": 3e-3}]}
+    assert rates.of_today(same, evidence(10, 0.2))
+    assert best([*others, same]) == [("lp_ft", 1.0)]
+
+
 def test_the_report_reads_a_file_and_draws(results, tmp_path):
     file, picture = tmp_path / "results.jsonl", tmp_path / "regret.png"
     command = [sys.executable, BENCHMARKS / "regret.py", "report", "--results", file]
