@@ -22,6 +22,7 @@ NEEDED = {
     "report": ["run=r"],
     "register": ["run=r", "name=flowers"],
     "promote": ["name=flowers"],
+    "sync": ["run=r"],
     "compare": ["tracking.experiment=x"],
 }
 OPTIONS = [

@@ -70,6 +70,7 @@ from tl.config.schemas import (
     Trains,
 )
 from tl.config.settings import Checked, Request, limit_problems, setting
+from tl.config.tracking import SyncConfig
 from tl.config.validation import (
     compose,
     convert,
@@ -133,6 +134,7 @@ __all__ = [
     "RequestError",
     "Select",
     "StoreConfig",
+    "SyncConfig",
     "Task",
     "TlError",
     "TrackingConfig",

@@ -11,8 +11,8 @@ from omegaconf import MISSING
 
 from tl.config.comparing import CompareConfig
 from tl.config.data import AuditMode, BadImages, DataConfig
-from tl.config.registry import PromoteConfig, RegisterConfig
 from tl.config.evaluating import EvaluationConfig
+from tl.config.registry import PromoteConfig, RegisterConfig
 from tl.config.reporting import ReportConfig
 from tl.config.schemas import (
     AUTO,
@@ -26,6 +26,7 @@ from tl.config.schemas import (
     TrackingConfig,
 )
 from tl.config.settings import Checked, Request, setting
+from tl.config.tracking import SyncConfig
 
 AMOUNTS = ("tiny", "small", "medium", "large")
 SIMILARITIES = ("similar", "different")
@@ -279,6 +280,7 @@ PIPELINES: dict[str, type[Checked]] = {
     "compare": CompareConfig,
     "register": RegisterConfig,
     "promote": PromoteConfig,
+    "sync": SyncConfig,
     "report": ReportConfig,
 }
 

@@ -6,17 +6,24 @@ imported when a run starts, so that `tracking.enabled=false` costs nothing.
 
 from __future__ import annotations
 
-from .run import check_store, load, repair, start_run
+from .parents import above
+from .run import check_store, counted, load, repair, start_run
 from .store import StoreError, TrackingError, default_uri
+from .syncing import Synced, runs_below, sync_run
 from .tracked import TrackedRun
 
 __all__ = [
     "StoreError",
+    "Synced",
     "TrackedRun",
     "TrackingError",
+    "above",
     "check_store",
+    "counted",
     "default_uri",
     "load",
     "repair",
+    "runs_below",
     "start_run",
+    "sync_run",
 ]

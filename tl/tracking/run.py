@@ -14,6 +14,7 @@ from typing import Any
 from tl.config import Interrupted, TlError, TrackingConfig
 
 from .identity import job_of, job_tags, run_title
+from .parents import parent_named
 from .processes import process_tags, repair_runs
 from .records import RECORD, RunRecord, read_record
 from .sending import Sender
@@ -103,7 +104,8 @@ def start_run(
         output_dir: Folder of the job.
         resume: Go on with the run that `run.json` names, where there is one.
         kind: What kind of job it is, the tag `tl.kind`.
-        parent: Id of the MLflow run above it; default: that of the job around it.
+        parent: Id of the MLflow run above it; default: that of the job around it, else the run
+            in the folder that TL_PARENT_RUN names.
 
     Raises:
         StoreError: The store can never work, or does not know the run that is resumed.
@@ -115,7 +117,7 @@ def start_run(
     known = read_record(output_dir) if resume else {}
     address = known.get("tracking_uri") or ""
     uri = default_uri(config) if config.uri or not address or "***@" in address else address
-    with mlflow_settings(uri, retries=0), _tracking_uri(uri):
+    with mlflow_settings(uri, retries=0), tracking_uri(uri):
         job = job_of(known)
         tags = {**job_tags(job, output_dir), "tl.kind": kind, **config.tags}
         values = {
@@ -155,7 +157,7 @@ def _status(error: BaseException) -> str:
 
 
 @contextmanager
-def _tracking_uri(uri: str) -> Iterator[None]:
+def tracking_uri(uri: str) -> Iterator[None]:
     """The address for MLflow's own functions, too, such as those that a callback calls."""
     import mlflow
 
@@ -208,6 +210,8 @@ def _parent(given: str | None) -> dict[str, Any] | None:
     if above := _above.get():
         run = above[-1]
         return {"run_id": run.run_id, "job": run.job, "folder": str(run.output_dir.absolute())}
+    if named := parent_named():
+        return named
     active = mlflow.active_run()
     return {"run_id": active.info.run_id} if active else None
 
@@ -227,6 +231,7 @@ def _begin(
         {
             "op": "run",
             "job": job,
+            "tracking_uri": redacted(uri),
             **values,
             "tags": {**resolve_tags(), **values["tags"], **process_tags()},
             "run_id": known.get("run_id"),
@@ -295,7 +300,7 @@ def _tell(run: TrackedRun, waiting: int, refused: list[str]) -> None:
     sender = run._sender
     assert sender is not None
     if waiting:
-        why = sender.failure or "it is slow"
+        why = sender.failure or sender.writer.trouble or "it is slow"
         log.warning(
             "%s wait in %s, as the MLflow store %s does not take them (%s); send them with: "
             "tl sync %s", counted(waiting), sender.spool.folder, redacted(run.uri), why,

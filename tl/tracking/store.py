@@ -39,8 +39,9 @@ NO_ROUTE = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDO
 # What no waiting changes: another schema, another kind of file, an account that is not there.
 NEVER = (
     "database schema|locate revision|not a database|unable to open|readonly|attempt to write|"
-    "No connection adapters|Invalid URL|authentication failed|password|does not exist"
+    "No connection adapters|Invalid URL"
 )
+NO_ACCOUNT = "authentication failed|password|does not exist"
 
 
 class TrackingError(TlError):
@@ -219,7 +220,8 @@ def _may_answer(error: BaseException) -> bool:
     if isinstance(error, socket.gaierror):
         return True
     name = type(error).__name__
-    return name in {"OperationalError", "DBAPIError"} and not re.search(NEVER, text)
+    wrong = re.search(f"{NEVER}|{NO_ACCOUNT}", text)
+    return name in {"OperationalError", "DBAPIError"} and not wrong
 
 
 def open_store(uri: str) -> MlflowClient:

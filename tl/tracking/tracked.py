@@ -56,7 +56,7 @@ class TrackedRun:
         self.output_dir = output_dir
         self.job = job
         self._sender = sender
-        self._phases = 0
+        self._phase = 0
 
     @property
     def run_id(self) -> str | None:
@@ -116,16 +116,24 @@ class TrackedRun:
         if values:
             self.record("tags", values=values)
 
-    def log_phase(self, name: str, step: int) -> None:
-        """Mark where a phase begins on the axis of steps.
+    def log_phase(self, facts: Mapping[str, Any], name: str) -> None:
+        """Log what a phase leaves in the records as `phases/NAME.json`; mark where one begins.
+
+        The metric `phase` is a staircase over the steps of the job, beside whatever curve.
 
         Args:
-            name: Of the phase.
-            step: Optimizer steps of the job before it.
+            facts: Plain values; those of a beginning have `first_step`, `number` and `phase`.
+            name: Of the file.
         """
-        self._phases += 1
-        self.log_metrics({"phase": self._phases}, step=step)
-        self.log_tags({f"tl.phase.{name}": step})
+        self.log_dict(facts, f"phases/{name}.json")
+        if "first_step" not in facts:
+            return
+        step, number = facts["first_step"], facts["number"]
+        if number > 1:
+            self.log_metrics({"phase": number - 1}, step=step)
+        self.log_metrics({"phase": number}, step=step)
+        self.log_tags({f"tl.phase.{number}": f"{facts['phase']}, from step {step}"})
+        self._phase = number
 
     def log_inputs(self, datasets: Sequence[Mapping[str, Any]]) -> None:
         """Log data sets as MLflow's own, as `dataset_inputs` describes them."""
@@ -218,6 +226,8 @@ class TrackedRun:
             folder: The run's folder, with its pictures and tables.
         """
         self.log_metrics(metrics, step=step)
+        if self._phase:
+            self.log_metrics({"phase": self._phase}, step=step)
         for path in sorted(folder.iterdir()):
             if path.suffix in {".csv", ".parquet"} or path.name in PLAIN_FILES:
                 self.log_file(path)

@@ -8,7 +8,6 @@ and a model by its record, before it is made again.
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,8 +27,6 @@ from .store import (
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-log = logging.getLogger(__name__)
 
 MOST_METRICS = 1000  # per request, MLflow's limit
 PATHS = ("path", "example")  # of a record; relative to the run's folder
@@ -69,6 +66,7 @@ class Writer:
         self.sent = 0
         self.models: dict[str, str] = {}  # id of a record -> address of the model
         self.patience = float(SECONDS)  # with the request under way, seconds
+        self.trouble = ""  # with files, while their own store is away
         self.progress = 0.0  # when the store last took something
         self._opened = opened
         self._client: MlflowClient | None = None
@@ -161,12 +159,13 @@ class Writer:
             if "timeout" in reason.lower() or "timed out" in reason.lower():
                 self._needed = min(2 * self._needed, MOST_SECONDS)
             if record.get("op") in HEAVY:
-                log.debug("%s waits: %s", record.get("op"), reason)
+                self.trouble = reason
                 return False
             raise AwayError(reason) from error
         if isinstance(error, StoreError):
             raise LostError(error.reason) from error
         if record.get("op") in HEAVY and isinstance(error, ImportError):
+            self.trouble = reason
             return False  # a driver for the store of files, which can be installed
         self._check_run(client, record)
         if len(group) > 1:  # find the one that is bad

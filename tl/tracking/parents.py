@@ -1,0 +1,43 @@
+"""Runs above other runs: a batch of jobs has one, whatever process a job runs in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .records import read_record
+from .store import TrackingError, environment
+
+PARENT = (
+    "TL_PARENT_RUN"  # folder of the run above all jobs that this process and its children start
+)
+
+
+def parent_named() -> dict[str, Any] | None:
+    """The run above this job that the environment names, as a spool keeps it.
+
+    Raises:
+        TrackingError: There is no run in that folder.
+    """
+    folder = os.environ.get(PARENT)
+    if not folder:
+        return None
+    known = read_record(Path(folder))
+    if not known.get("job"):
+        msg = f"{PARENT}={folder} names no folder of a run with a run.json; unset it"
+        raise TrackingError(msg)
+    return {
+        "run_id": known.get("run_id"),
+        "job": known["job"],
+        "folder": str(Path(folder).absolute()),
+    }
+
+
+@contextmanager
+def above(output_dir: Path) -> Iterator[None]:
+    """Put all jobs that begin meanwhile below the run of a folder, those of other processes too."""
+    with environment({PARENT: str(output_dir.absolute())}):
+        yield
