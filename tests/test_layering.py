@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "comparison": {"bundle", "config", "evaluation", "files", "pages", "tracking"},
     "tracking": {"bundle", "cache", "config", "files"},
     "report": {
-        *("config", "advice", "audit", "data", "decision", "evaluation", "pages", "runs"),
+        *("config", "advice", "data", "decision", "evaluation", "pages", "runs"),
     },
     "runs": {
         *("config", "data", "models", "finetuning", "training", "evaluation", "figures", "files"),

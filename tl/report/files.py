@@ -21,6 +21,7 @@ from tl.evaluation import headline
 from tl.runs import RunError, read_config, run_name
 
 METRICS, PREDICTIONS, HISTORY = "metrics.json", "predictions.parquet", "history.csv"
+PER_CLASS, GROUPS, CALIBRATION = "per_class.csv", "groups.csv", "calibration.json"
 MODEL, PROGRESS = "checkpoints/model.json", "checkpoints/progress.json"
 SPLITS = ("test", "val")  # the first that there is speaks for the model
 
@@ -98,6 +99,12 @@ class RunFiles:
             return {}
         values: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
         return values
+
+    def csv(self, name: str) -> pd.DataFrame:
+        """A table; a class or group may be called `NA` or `007`, and stays so."""
+        names = dict.fromkeys(("class", "group"), str)
+        path = self.path / name
+        return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""])
 
     @cached_property
     def metrics(self) -> dict[str, float]:

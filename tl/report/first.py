@@ -11,7 +11,6 @@ from tl.advice.details import duration
 from tl.config import Task
 from tl.report.files import METRICS, PREDICTIONS, RunFiles
 from tl.report.judging import (
-    MOST_VALUES,
     confused,
     group_table,
     guessed,
@@ -25,7 +24,7 @@ from tl.report.training import counted, gap, unsettled
 
 NAMES = {"acc": "accuracy", "map": "mean average precision", "mae": "mean absolute error"}
 WIDE = 0.03  # half an interval of the accuracy that is said to be wide
-MOST_CLASSES = 3  # named in one step
+MOST_CLASSES = MOST_GROUPS = 3  # with a step of their own
 FAR = 2.0  # how many times as large as usual is remarkable
 LEARNED_BY_HEART = 0.2  # loss on val above that on train, in nats
 
@@ -107,12 +106,10 @@ def _tiles(run: RunFiles) -> Iterator[dict[str, str]]:
 def _second_tile(run: RunFiles) -> Iterator[dict[str, str]]:
     """What stands beside the headline: how sure it is, or another view of how good."""
     split, m = run.split, run.metrics
-    judged = run.judged.get(split)
-    if run.task is Task.single and judged is not None:
-        words, _ = sureness(judged)
-        mean = share(float(judged.outputs.max(axis=1).mean()))
+    if run.task is Task.single:
+        words, _, mean = sureness(run)
         error = number(m.get(f"{split}/ece", math.nan))
-        yield tile("how sure", words, f"sure {mean} on average; calibration error {error}")
+        yield tile("how sure", words, f"sure {share(mean)} on average; calibration error {error}")
     elif run.task is Task.multi:
         wrong = share(m.get(f"{split}/hamming", math.nan))
         value = share(m.get(f"{split}/exact_match", math.nan))
@@ -158,9 +155,9 @@ def _audit(run: RunFiles) -> Iterator[Step]:
 
 def _classes(run: RunFiles) -> Iterator[Step]:
     judged = run.judged.get(run.split)
-    if judged is None or run.task is Task.regression or judged.outputs.size > MOST_VALUES:
+    if judged is None or run.task is Task.regression:
         return
-    table = per_class(judged)
+    table = per_class(run)
     seen = table[table["images"] > 0]
     whole = float((seen["recall"].fillna(0) * seen["images"]).sum() / seen["images"].sum())
     poor = names_below(table, whole, judged.classes)
@@ -185,27 +182,21 @@ def _classes(run: RunFiles) -> Iterator[Step]:
 
 
 def _groups(run: RunFiles) -> Iterator[Step]:
-    judged = run.judged.get(run.split)
-    table = None if judged is None else group_table(judged)
-    if judged is None or table is None or not len(table):
+    table = group_table(run)
+    if table is None:
         return
-    worst = table.iloc[0]
-    if run.task is Task.regression:
-        whole = float(judged.rows["error"].abs().mean())
-        if worst["value"] > FAR * whole:
-            text = f"Its mean error is {worst['value']:.3g}, {whole:.3g} over all images."
-            yield step(f"Look at group {worst['group']}", text, "groups")
-        return
-    whole = float(judged.rows["correct"].mean())
-    failing = table[table["high"] < whole]
-    if len(failing):
-        worst = failing.iloc[0]
+    numbers = run.task is Task.regression
+    shown = number if numbers else share
+    whole = float((table["value"] * table["images"]).sum() / table["images"].sum())
+    worse = (table["low"] > whole) if numbers else (table["high"] < whole)
+    for _, row in table[worse & ~table["small"]].head(MOST_GROUPS).iterrows():
+        figure = "a mean error of" if numbers else "this share right:"
         text = (
-            f"{share(worst['value'])} ({share(worst['low'])} to {share(worst['high'])}) of its "
-            f"{images(int(worst['images']))} are right, and {share(whole)} over all. Images of "
-            "more such groups in train help."
+            f"Its {images(int(row['images']))} have {figure} {shown(row['value'])} "
+            f"({shown(row['low'])} to {shown(row['high'])}), and all images {shown(whole)}. More "
+            "images of this group or of such in train help."
         )
-        yield step(f"Look at group {worst['group']}", text, "groups")
+        yield step(f"Look at group {row['group']}", text, "groups")
 
 
 def _training(run: RunFiles) -> Iterator[Step]:
@@ -237,10 +228,9 @@ def _more_data(run: RunFiles) -> Iterator[Step]:
 
 
 def _calibration(run: RunFiles) -> Iterator[Step]:
-    judged = run.judged.get(run.split)
-    if judged is None or run.task is not Task.single:
+    if run.task is not Task.single:
         return
-    words, difference = sureness(judged)
+    words, difference, _ = sureness(run)
     if difference:
         text = (
             "What it says is as good as before, but a probability is not the share of images that "

@@ -7,49 +7,59 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from tl.config import Task
 from tl.evaluation import accuracy_interval, evaluate
 from tl.pages import address
-from tl.report.files import METRICS, PREDICTIONS, SPLITS, Judged, RunFiles
-from tl.report.parts import WORDS, Block, Part, facts, images, number, share
+from tl.report.files import (
+    CALIBRATION,
+    GROUPS,
+    METRICS,
+    PER_CLASS,
+    PREDICTIONS,
+    SPLITS,
+    Judged,
+    RunFiles,
+)
+from tl.report.parts import WORDS, Block, Part, images, number, share
 
 MOST_CLASSES = 40  # rows of the table of classes
 MOST_CONFUSIONS = 12
-MOST_VALUES = 20_000_000  # images x classes up to which classes are judged anew from predictions
 BINS = 10  # of the reliability diagram
-LEAST_GROUP = 5  # images of a group that is shown
 MOST_GROUPS = 12
 METRIC_WORDS = {
     "acc": "accuracy",
-    "map": "mean average precision",
-    "mae": "mean absolute error",
-    "rmse": "root mean square error",
-    "r2": "R²",
-    "f1_macro": "macro F1",
-    "f1_micro": "micro F1",
-    "f1_weighted": "weighted F1",
+    "ap": "average precision, mean of the classes",
+    "auc": "area under the ROC curve, mean of the classes",
     "balanced_acc": "balanced accuracy",
-    "top5": "top-5 accuracy",
-    "loss": "loss",
-    "ece": "calibration error",
     "brier": "Brier score",
-    "auc": "area under the ROC curve",
-    "roc_auc": "area under the ROC curve",
-    "pr_auc": "area under the precision-recall curve",
+    "ece": "calibration error",
+    "ece_uncalibrated": "calibration error before the temperature",
     "exact_match": "all labels right",
+    "f1_macro": "F1, mean of the classes",
+    "f1_micro": "F1 over all decisions",
+    "f1_weighted": "F1, mean of the images",
     "hamming": "wrong decisions",
-    "images": "images",
+    "log_loss": "log loss",
+    "loss": "loss as in training",
+    "mae": "mean absolute error",
+    "map": "mean average precision",
+    "r2": "R²",
+    "rmse": "root mean square error",
+    "sure_acc": "accuracy where it is sure",
+    "sure_share": "share of images where it is sure",
+    "top5": "top-5 accuracy",
+    "worst_group_acc": "accuracy of the worst group",
+    "worst_group_exact_match": "all labels right in the worst group",
+    "worst_group_images": "images of the worst group",
+    "worst_group_mae": "mean absolute error of the worst group",
 }
 PICTURES = {
     "confusion": "Confusion matrix: rows are true classes, columns what the model says.",
     "f1": "F1 of the lowest classes.",
     "average_precision": "Average precision of each label.",
     "predicted": "Predicted against true numbers.",
-    "reliability": "Reliability: how often the model is right where it is so sure.",
-    "roc": "ROC curves.",
-    "pr": "Precision and recall.",
+    "ranking": "How well the scores rank: ROC curve, and precision against recall.",
 }
 
 
@@ -85,13 +95,13 @@ def _with_interval(values: dict[str, float], key: str) -> str:
 def classes(run: RunFiles) -> Part:
     """Each class of the split that speaks for the model, confusions, and the pictures."""
     judged = run.judged[run.split]
-    blocks: list[Block] = []
-    if judged.outputs.size <= MOST_VALUES:
-        blocks += _class_table(run, judged)
-        blocks += _confusions(judged)
-    files = [PREDICTIONS]
+    blocks = [*_class_table(run, judged), *_confusions(judged)]
+    files = [PER_CLASS] if run.has(PER_CLASS) else []
+    files.append(PREDICTIONS)
     for path in sorted((run.path / "pictures").glob(f"*_{judged.split}.png")):
         what = path.stem.removesuffix(f"_{judged.split}")
+        if what == "calibration":  # drawn in the page
+            continue
         text = PICTURES.get(what, f"{what.replace('_', ' ').capitalize()}.")
         picture = {"address": address(path.read_bytes(), "image/png"), "text": text}
         blocks.append(Block("picture", picture))
@@ -102,41 +112,24 @@ def classes(run: RunFiles) -> Part:
     )
 
 
-def per_class(judged: Judged) -> pd.DataFrame:
-    """Table of `tl.evaluation.evaluate`; recall has an interval where it is of counts."""
-    thresholds = None
-    if judged.task is Task.multi:
-        thresholds = _used_thresholds(judged)
-    report = evaluate(
-        judged.outputs, judged.truth, judged.classes, judged.split,
-        task=judged.task, thresholds=thresholds,
-    )  # fmt: skip
-    table = report.per_class
-    if judged.task is Task.regression or "recall_low" in table:
-        return table
-    right = (table["recall"].fillna(0) * table["images"]).round().astype(int)
-    pairs = zip(right, table["images"], strict=True)
-    ends = [accuracy_interval(int(k), int(n)) if n else (np.nan, np.nan) for k, n in pairs]
-    return table.assign(recall_low=[low for low, _ in ends], recall_high=[h for _, h in ends])
+def per_class(run: RunFiles) -> pd.DataFrame:
+    """Rows of `per_class.csv` for the split that speaks for the model.
 
-
-def _used_thresholds(judged: Judged) -> list[float]:
-    """Probabilities that part what the run called present from what it did not."""
-    place = {name: index for index, name in enumerate(judged.classes)}
-    said = np.zeros(judged.outputs.shape, bool)
-    for row, names in enumerate(judged.rows["predicted"]):
-        said[row, [place[name] for name in names]] = True
-    lowest = np.where(said, judged.outputs, np.inf).min(axis=0)
-    highest = np.where(said, -np.inf, judged.outputs).max(axis=0)
-    between = (lowest + highest) / 2
-    return [
-        float(m if np.isfinite(m) else 0.0 if np.isfinite(lo) else 2.0)
-        for m, lo in zip(between, lowest, strict=True)
-    ]
+    A run of an earlier version has no such file: its predictions are judged anew.
+    """
+    if run.has(PER_CLASS):
+        table = run.csv(PER_CLASS)
+        return table[table["split"] == run.split].drop(columns="split").reset_index(drop=True)
+    judged = run.judged[run.split]
+    thresholds = run.json("thresholds.json")
+    return evaluate(
+        judged.outputs, judged.truth, judged.classes, judged.split, task=judged.task,
+        thresholds=[thresholds[name] for name in judged.classes] if thresholds else None,
+    ).per_class  # fmt: skip
 
 
 def _class_table(run: RunFiles, judged: Judged) -> Iterator[Block]:
-    table = per_class(judged)
+    table = per_class(run)
     if judged.task is Task.regression:
         rows = [
             [f"{r['from']:.4g} to {r['to']:.4g}", f"{r['images']:,}", number(r["mae"]),
@@ -205,83 +198,72 @@ def _confusions(judged: Judged) -> Iterator[Block]:
 
 def groups(run: RunFiles) -> Part | None:
     """How the model does for each group of the split that speaks for it; None without groups."""
-    judged = run.judged[run.split]
-    table = group_table(judged)
+    table = group_table(run)
     if table is None:
         return None
-    numbers = judged.task is Task.regression
-    shown = table.head(MOST_GROUPS)
+    shown = number if run.task is Task.regression else share
     rows = [
-        [r["group"], f"{r['images']:,}", number(r["value"]) if numbers else
-         f"{share(r['value'])} ({share(r['low'])} to {share(r['high'])})"]
-        for _, r in shown.iterrows()
+        [r["group"], f"{r['images']:,}" + (" (few)" if r["small"] else ""), shown(r["value"]),
+         f"{shown(r['low'])} to {shown(r['high'])}" if np.isfinite(r["low"]) else "–"]
+        for _, r in table.head(MOST_GROUPS).iterrows()
     ]  # fmt: skip
     what = {Task.single: "right", Task.multi: "all labels right", Task.regression: "mean error"}
-    text = f"The worst first, of {len(table):,} groups with at least {LEAST_GROUP} images."
-    block = Block("table", {"columns": {"group": False, "images": True, what[judged.task]: True},
-                            "rows": rows})  # fmt: skip
-    return Part("groups", "groups", [text], [block], [PREDICTIONS])
+    columns = {"group": False, "images": True, what[run.task]: True, "between": True}
+    text = (
+        f"The worst first, of {len(table):,}. The intervals hold for all groups together, as the "
+        "worst of many is bad by chance, too."
+    )
+    return Part("groups", "groups", [text], [Block("table", {"columns": columns, "rows": rows})],
+                [GROUPS])  # fmt: skip
 
 
-def group_table(judged: Judged) -> pd.DataFrame | None:
-    """Columns group, images, value, low and high; the worst first. None without groups.
-
-    `value` is the share of images that are right, low and high its Wilson interval; for regression
-    the mean absolute error, without an interval.
-    """
-    if "group" not in judged.rows or judged.rows["group"].isna().all():
+def group_table(run: RunFiles) -> pd.DataFrame | None:
+    """Rows of `groups.csv` for the split that speaks for the model, the worst first; or None."""
+    if not run.has(GROUPS):
         return None
-    numbers = judged.task is Task.regression
-    of = judged.rows["error"].abs() if numbers else judged.rows["correct"].astype(float)
-    table = of.groupby(judged.rows["group"].astype(str)).agg(["size", "mean"]).reset_index()
-    table.columns = pd.Index(["group", "images", "value"])
-    table = table[table["images"] >= LEAST_GROUP]
-    if not numbers:
-        pairs = zip((table["value"] * table["images"]).round(), table["images"], strict=True)
-        ends = [accuracy_interval(int(k), int(n)) for k, n in pairs]
-        table = table.assign(low=[low for low, _ in ends], high=[high for _, high in ends])
-    return table.sort_values("value", ascending=not numbers, kind="stable").reset_index(drop=True)
+    table = run.csv(GROUPS)
+    table = table[table["split"] == run.split]
+    table = table.assign(small=table["small"].astype(str) == "True")
+    rising = run.task is not Task.regression
+    table = table.sort_values("value", ascending=rising, kind="stable")
+    return table.reset_index(drop=True) if len(table) else None
 
 
-def bins(judged: Judged) -> list[dict[str, float]]:
+def bins(run: RunFiles) -> list[dict[str, float]]:
     """How often the model is right by how sure it is: `sure`, `right`, `low`, `high`, `images`.
 
-    For several labels each label of each image counts: how often it is present.
+    From `calibration.json`: those of val with temperatures that were fitted without the image. A
+    run of an earlier version has no such file: from its predictions. With several labels each label
+    of each image counts: how often it is present.
     """
-    sure, right = surety(judged)
-    place = np.minimum((sure * BINS).astype(int), BINS - 1)
-    found = []
-    for number_ in range(BINS):
-        here = place == number_
-        if not here.any():
-            continue
-        low, high = accuracy_interval(int(right[here].sum()), int(here.sum()))
-        found.append(
-            {"sure": float(sure[here].mean()), "right": float(right[here].mean()),
-             "low": low, "high": high, "images": int(here.sum())}
-        )  # fmt: skip
-    return found
+    known = run.json(CALIBRATION).get("splits", {}).get(run.split)
+    found = _binned(run.judged[run.split]) if known is None else known["bins"]
+    rows = []
+    for each in found:
+        count = int(each["images"])
+        low, high = accuracy_interval(round(each["accuracy"] * count), count)
+        rows.append({"sure": each["confidence"], "right": each["accuracy"], "low": low,
+                     "high": high, "images": count})  # fmt: skip
+    return rows
 
 
-def surety(judged: Judged) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Probability of what was said, and whether it is right.
-
-    With several labels an image: the probability of each label, and whether it is present.
-    """
+def _binned(judged: Judged) -> list[dict[str, float]]:
+    sure, right = judged.outputs.max(axis=1), judged.outputs.argmax(axis=1) == judged.truth
     if judged.task is Task.multi:
-        return judged.outputs.ravel(), judged.truth.ravel()
-    best = judged.outputs.argmax(axis=1)
-    return judged.outputs.max(axis=1), best == judged.truth
+        sure, right = judged.outputs.ravel(), judged.truth.ravel()
+    place = np.minimum((sure * BINS).astype(int), BINS - 1)
+    table = pd.DataFrame({"place": place, "confidence": sure, "accuracy": right.astype(float)})
+    found = table.groupby("place").mean().assign(images=table.groupby("place").size())
+    return [{str(k): float(v) for k, v in row.items()} for _, row in found.iterrows()]
 
 
 def calibration(run: RunFiles) -> Part | None:
     """Whether the probabilities can be taken at their word; None for numbers."""
     if run.task is Task.regression:
         return None
-    judged = run.judged[run.split]
     what = "labels" if run.task is Task.multi else "images"
     unit = "label is present" if run.task is Task.multi else "model is right"
-    found = bins(judged)
+    found = bins(run)
     text = (
         f"Among the {what} of which the model is so sure (from left to right) the {unit} so often "
         "(from bottom to top). On the line both are the same; below it the model is too sure. "
@@ -296,33 +278,54 @@ def calibration(run: RunFiles) -> Part | None:
         Block("reliability", {"bins": found, "most": max(b["images"] for b in found)}),
         Block("table", {"columns": columns, "rows": rows}),
     ]
-    scaling = run.json("calibration.json")
-    files = [PREDICTIONS]
-    if scaling:
-        rows_ = {k.replace("_", " "): _plain(v) for k, v in scaling.items()}
-        blocks.append(facts(rows_, "temperature"))
-        files.append("calibration.json")
-    return Part("calibration", "how sure, how right", [text], blocks, files)
+    texts = [text, *_temperature(run), *_abstaining(run)]
+    files = [CALIBRATION] if run.has(CALIBRATION) else [PREDICTIONS]
+    return Part("calibration", "how sure, how right", texts, blocks, files)
 
 
-def _plain(value: Any) -> str:
-    if isinstance(value, float | int) and not isinstance(value, bool):
-        return number(value)
-    return "" if isinstance(value, dict | list) else str(value)
+def _temperature(run: RunFiles) -> Iterator[str]:
+    known = run.json(CALIBRATION)
+    if known:
+        yield (
+            f"Its scores are divided by a temperature of {known['temperature']:.3g} before they "
+            f"become probabilities ({known['note']})."
+        )
 
 
-def sureness(judged: Judged) -> tuple[str, float]:
-    """In words how sure the model is against how right it is, and the difference of the means.
+def _abstaining(run: RunFiles) -> Iterator[str]:
+    """What it is worth where it is sure, on the split that speaks for it."""
+    abstain = run.json(CALIBRATION).get("abstain")
+    if not abstain:
+        return
+    if abstain["threshold"] is None:
+        yield f"When it is sure cannot be told: {abstain['note']}."
+        return
+    m, split = run.metrics, run.split
+    text = f"It counts as sure from a score of {abstain['threshold']:.3f} on ({abstain['note']}): "
+    text += f"{share(m[f'{split}/sure_share'])} of the {WORDS[split]} images"
+    if f"{split}/sure_acc" in m:
+        low, high = (share(m[f"{split}/sure_acc_{end}"]) for end in ("low", "high"))
+        text += f", of which {share(m[f'{split}/sure_acc'])} are right ({low} to {high})"
+    yield text + "."
 
-    The difference counts where it is beyond twice the standard error of the share that is right.
+
+def sureness(run: RunFiles) -> tuple[str, float, float]:
+    """How sure the model is against how right it is.
+
+    Returns:
+        In words; the difference of the means, 0 where it is within twice the standard error of the
+        share that is right; and the mean of how sure it is.
     """
-    sure, right = surety(judged)
-    gap = float(sure.mean() - right.mean())
-    error = float(np.sqrt(max(right.mean() * (1 - right.mean()), 1 / len(right)) / len(right)))
+    found = bins(run)
+    count = np.array([b["images"] for b in found], float)
+    sure = float((count * [b["sure"] for b in found]).sum() / count.sum())
+    right = float((count * [b["right"] for b in found]).sum() / count.sum())
+    gap, images_ = sure - right, count.sum()
+    error = float(np.sqrt(max(right * (1 - right), 1 / images_) / images_))
     if abs(gap) <= 2 * error:
-        return "as sure as it is right", 0.0
+        return "as sure as it is right", 0.0, sure
     points = f"{100 * abs(gap):.0f} points"
-    return (f"too sure, by {points}" if gap > 0 else f"not sure enough, by {points}"), gap
+    return (f"too sure, by {points}" if gap > 0 else f"not sure enough, by {points}"), gap, sure
 
 
 def guessed(judged: Judged, run: RunFiles) -> float:
