@@ -44,7 +44,12 @@ def pipelines() -> dict[str, str]:
     """Name -> first line of the docstring of every pipeline in this folder."""
     found = {}
     for file in sorted(HERE.glob("*.py")):
-        if file.stem not in {"__init__", "commandline", "folds"}:  # no commands of their own
+        if file.stem not in {
+            "__init__",
+            "batches",
+            "commandline",
+            "folds",
+        }:  # no commands of their own
             found[file.stem] = (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n")[0]
     return found
 
@@ -174,6 +179,7 @@ def _run_hydra(name: str, job: Job, args: list[str]) -> list[tuple[int, list[str
     from omegaconf.errors import OmegaConfBaseException
 
     from tl.config import PIPELINES, register_schemas, validate
+    from tl.pipelines.batches import batch
 
     register_schemas()
     failed: list[tuple[int, list[str], Exception]] = []
@@ -201,9 +207,11 @@ def _run_hydra(name: str, job: Job, args: list[str]) -> list[tuple[int, list[str
 
     # Hydra would print errors itself; with this it hands them on.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = [f"tl {name}", *_with_batch_folder(args)]
+    args = _with_batch_folder(args)
+    sys.argv = [f"tl {name}", *args]
     try:
-        hydra.main(version_base="1.3", config_path="pkg://tl.conf", config_name=name)(task)()
+        with batch(name, args):
+            hydra.main(version_base="1.3", config_path="pkg://tl.conf", config_name=name)(task)()
     except (HydraException, OmegaConfBaseException) as error:
         if not failed:
             raise composition_error(name, error) from error

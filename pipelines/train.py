@@ -56,7 +56,7 @@ def train(config: TrainConfig) -> TrainResult:
             loggers_from=lambda n: (
                 tracked.loggers(n) + training.loggers(config.logger, folder.path, n)
             ),
-            log_facts=lambda facts, name: tracked.log_dict(facts, f"phases/{name}.json"),
+            log_facts=tracked.log_phase,
             **runs.fit_settings(config),
         )
         reports, predictions = training.judge(fit.predict, images, config.evaluation)

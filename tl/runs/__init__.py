@@ -20,6 +20,7 @@ from tl.runs.auditing import (
     table_to_audit,
     write_audit,
 )
+from tl.runs.batches import TABLE, BatchSummary, sum_up_batch
 from tl.runs.contents import (
     golden_images,
     job_facts,
@@ -61,7 +62,9 @@ if TYPE_CHECKING:  # so that `tl train --help` loads neither torch nor pandas
     from tl.models import BuiltModel
 
 __all__ = [
+    "TABLE",
     "Advice",
+    "BatchSummary",
     "Fold",
     "FoldsSummary",
     "RunError",
@@ -94,6 +97,7 @@ __all__ = [
     "resumable",
     "run_name",
     "sum_up",
+    "sum_up_batch",
     "table_to_audit",
     "where",
     "where_folds",

@@ -174,6 +174,8 @@ def run_plan(
             checkpoint_minutes=checkpoint_minutes,
         )
         steps = sum(result.steps for result in done)
+        begin = {"number": number + 1, "phase": phase.name, "first_step": steps}
+        log_facts(begin, f"{number + 1}-{phase.name}")
         best_before = next((r.best_loss for r in reversed(done) if r.kept), float("inf"))
         try:
             result, history = fit.run(
