@@ -9,10 +9,13 @@ import re
 
 import pytest
 from browser import PHONE, browser, complaints, opened, until  # noqa: F401  the fixture is used by name
+from commands import Command
 from compared import HOSTILE, comparison
+from runs_made import answers, pictures, run_folder
 
 from tl.comparison.page import page as written
 from tl.comparison.shown import axes, columns, metric_text, number_text, seconds_text
+from tl.config import Task
 
 
 @pytest.fixture
@@ -333,7 +336,7 @@ def test_plots_follow_light_and_dark(look):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_people_who_see_or_move_otherwise_can_use_it(look, scheme):
-    values = comparison(24)
+    values = comparison(6)
     values["runs"][3] |= {"group": None, "why_not": "it has no predictions.parquet"}
     with look(values, color_scheme=scheme, reduced_motion="reduce") as page:
         page.locator("#choose summary").click()
@@ -408,3 +411,38 @@ def test_other_test_images_are_told_apart(look):
         assert cells(page, "verdict")[-1] == "other test images"
         assert cells(page, "group")[-1] == "2"
         assert "other test images" in page.locator("[data-legend]").first.text_content()
+
+
+@pytest.fixture
+def compared(tmp_path, capfd, monkeypatch):
+    """Page and values of `tl compare` on five runs, of which two are the same but the seed."""
+
+    def make(task):
+        of = pictures(tmp_path / "images")
+        for i, quality in enumerate((0.9, 0.88, 0.86, 0.6, 0.55)):
+            table, metrics = answers(of, quality, i, task)
+            settings = [f"seed={i % 2}", f"finetune.lr_ratio={3 + i // 2}"]
+            run_folder(tmp_path / "runs" / f"r{i}", tmp_path / "images", table, metrics, *settings)
+        out = tmp_path / "compared"
+        command = Command(capfd, monkeypatch)
+        done = command("compare", f"runs={tmp_path / 'runs'}", f"output_dir={out}")
+        assert done.code == 0, done.err
+        return out / "compare.html", json.loads((out / "compare.json").read_text())
+
+    return make
+
+
+@pytest.mark.parametrize("task", Task)
+def test_the_page_of_a_real_comparison(browser, compared, task):  # noqa: F811
+    file, values = compared(task)
+    with opened(browser, file) as page:
+        page.wait_for_selector("html[data-drawn]", state="attached", timeout=20_000)
+        best = next(run for run in values["runs"] if run["id"] == values["best"])
+        assert names(page)[0] == best["name"]
+        assert page.locator("#table tbody tr").count() == 5
+        assert page.locator(".verdict li").all_text_contents() == values["summary"]
+        assert cells(page, "verdict").count("worse") == sum(
+            pair["verdict"] == "a" for pair in values["pairs"] if pair["a"] == values["best"]
+        )
+        assert page.locator("#cards > li").count() == len(values["flips"])
+        assert min(page.evaluate(INK)) > 500

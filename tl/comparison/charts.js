@@ -113,14 +113,14 @@ async function drawVaried() {
   for (const grid of fig.center) if ("grid_line_color" in grid.properties) grid.visible = false;
   for (const axis of fig.below) {
     axis.ticker = new Bokeh.FixedTicker({ ticks: data.axes.map((_, k) => k) });
-    axis.major_label_overrides = new Map(data.axes.map((a, k) => [k, short(a.label)]));
+    axis.major_label_overrides = new Map(data.axes.map((a, k) => [k, short(a.label, 26)]));
     axis.axis_line_color = null;
   }
   pick(fig, [drawn]);
   await place("varied", fig);
 }
 
-const short = (text) => text.length > 18 ? `${text.slice(0, 17)}…` : text;
+const short = (text, most = 18) => text.length > most ? `${text.slice(0, most - 1)}…` : text;
 
 /* Calibration side by side: the chosen runs, then the best and the baseline. */
 let panels = [];

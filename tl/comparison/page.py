@@ -66,7 +66,7 @@ def page(values: Mapping[str, Any]) -> str:
         parts={part["id"] for part in parts},
         places=positions(runs),
         class_places=class_places(values["classes"]),
-        families=_families(values),
+        families=_families(values, runs),
         pairs=_pairs(values),
         rivals=_rivals(values, names),
         said=lambda value: metric_text(values["metric"], value),
@@ -144,7 +144,7 @@ def _parts(values: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> list
     return [{"id": key, "title": title} for key, (title, there) in parts.items() if there]
 
 
-def _families(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _families(values: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Families with a mean, the best first, with the places of their intervals."""
     said = {pair["b"]: pair for pair in values["family_pairs"]}
     found = [
@@ -153,7 +153,7 @@ def _families(values: Mapping[str, Any]) -> list[dict[str, Any]]:
         if family["mean"] is not None
     ]
     found.sort(key=lambda f: f["mean"], reverse=not values["lower_is_better"])
-    return [{**f, "place": at} for f, at in zip(found, positions(found), strict=True)]
+    return [{**f, "place": at} for f, at in zip(found, positions(found, runs), strict=True)]
 
 
 def _pairs(values: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ PERCENT = {"acc", "map", "top5", "balanced_acc", "exact_match", "hamming", "sure
 SHOWN_VARIED = 6  # columns of what was varied that are there at once
 MOST_TICKS = 8  # values of one axis that have room below each other
 LONG = 24  # characters up to which a value is shown whole though it be a path
+APART = 0.04  # of an axis: nearer texts lie on each other
 LOG_RATIO = 50.0  # from this ratio of largest to smallest on, an axis is logarithmic
 
 
@@ -190,20 +191,28 @@ def _short(name: str) -> str:
     return name.removeprefix("params.").removeprefix("tags.")
 
 
-def positions(runs: Sequence[Run]) -> list[dict[str, float] | None]:
-    """Where an interval lies between the lowest and the highest end of all, 0 to 100."""
-    ends = [r[key] for r in runs for key in ("low", "value", "high") if r[key] is not None]
+def positions(
+    shown: Sequence[Run], within: Sequence[Run] | None = None
+) -> list[dict[str, float] | None]:
+    """Where intervals lie, 0 to 100.
+
+    Args:
+        shown: With `low, value, high`.
+        within: Those whose lowest and highest end are 0 and 100, what goes beyond is cut off: the
+            interval of a mean of two seeds can be wider than anything else. None: `shown`.
+    """
+    keys = ("low", "value", "high")
+    ends = [r[key] for r in within or shown for key in keys if r[key] is not None]
     low, high = min(ends, default=0.0), max(ends, default=1.0)
     span = (high - low) or 1.0
 
     def place(run: Run) -> dict[str, float] | None:
         if run["value"] is None:
             return None
-        own = {key: run[key] if run[key] is not None else run["value"] for key in ("low", "high")}
-        own["value"] = run["value"]
-        return {key: 100 * (value - low) / span for key, value in own.items()}
+        own = {key: run["value"] if run[key] is None else run[key] for key in keys}
+        return {key: min(max(100 * (own[key] - low) / span, 0.0), 100.0) for key in keys}
 
-    return [place(run) for run in runs]
+    return [place(run) for run in shown]
 
 
 def class_places(found: Sequence[Mapping[str, Any]]) -> list[dict[str, float] | None]:
@@ -272,7 +281,8 @@ def _numeric(
     if len(marks) > MOST_TICKS:
         steps = [scale(low) + (scale(high) - scale(low)) * i / 4 for i in range(5)]
         marks = [10**step if log else step for step in steps]
-    return (
-        [None if v is None else place(v) for v in values],
-        [[place(mark), text(mark)] for mark in marks],
-    )
+    ticks: list[list[Any]] = []
+    for mark in marks[::-1]:  # the highest stays; what would lie on another's text goes
+        if not ticks or ticks[-1][0] - place(mark) >= APART:
+            ticks.append([place(mark), text(mark)])
+    return [None if v is None else place(v) for v in values], ticks[::-1]
