@@ -99,12 +99,13 @@ def _pair(group: Group, a: list[int], b: list[int], confidence: float) -> dict[s
     difference = float(sides[0].mean() - sides[1].mean())
     seeds = [float(side.var(ddof=1) / len(side)) for side in sides]
     images, both = _of_images(group, a, b)
-    parts = [*seeds, images]
-    variance = max(sum(parts) - both, *parts)
-    free = [len(a) - 1, len(b) - 1, max(len(group.truth) - 1, 1)]
+    parts = [*seeds, images, both]
+    variance = max(sum(seeds) + images - both, sum(seeds), images)
+    many = max(len(group.truth) - 1, 1)
+    free = [len(a) - 1, len(b) - 1, many, many * (len(a) + len(b) - 2)]
     if variance <= 0:
         return {"difference": difference, "low": difference, "high": difference, "p": 1.0}
-    degrees = sum(parts) ** 2 / sum(v**2 / n for v, n in zip(parts, free, strict=True))
+    degrees = max(variance**2 / sum(v**2 / n for v, n in zip(parts, free, strict=True)), 1.0)
     error = math.sqrt(variance)
     reach = float(t.ppf((1 + confidence) / 2, degrees)) * error
     return {

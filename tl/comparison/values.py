@@ -105,7 +105,10 @@ def _families(records: Sequence[Any], settings: Sequence[str]) -> list[Family]:
             tuple(record.id for record in members),
             tuple(seed_of(record.params) for record in members),
         )
-        for members in families_of(records, settings)
+        for members in (
+            sorted(family, key=lambda record: seed_of(record.params) or 0)
+            for family in families_of(records, settings)
+        )
     ]
 
 
@@ -184,7 +187,7 @@ def _runs(
             "low": group.lows[i] if group else None,
             "high": group.highs[i] if group else None,
             "metrics": {k: v for k, v in record.metrics.items() if _shown(k)},
-            "params": {key: record.params.get(key) for key in settings},
+            "params": {f"params.{key}": number_or_text(record.params.get(key)) for key in settings},
             "tags": {key: record.tags[key] for key in TAGS if key in record.tags},
             "seed": seed_of(record.params),
             "family": family.get(record.id),
@@ -261,6 +264,22 @@ def _incomparable(groups: Sequence[Group], names: Mapping[str, str]) -> list[dic
 def _other_images(one: Group, other: Group) -> str:
     a, b = set(one.truth.sha256.tolist()), set(other.truth.sha256.tolist())
     return f"other images ({len(a & b):,} in common, {len(a - b):,} and {len(b - a):,} not)"
+
+
+def number_or_text(text: str | None) -> float | int | str | None:
+    """A setting as MLflow keeps it, as what it was: numbers are sorted as numbers.
+
+    Example:
+        >>> [number_or_text(t) for t in ("3.0", "10", "1e-3", "lp_ft", "True", "nan", None)]
+        [3.0, 10, 0.001, 'lp_ft', 'True', 'nan', None]
+    """
+    for kind in (int, float):
+        try:
+            number = kind(text or "")
+        except ValueError:
+            continue
+        return number if math.isfinite(number) else text
+    return text
 
 
 def clean(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 
 from tl.comparison.records import Record
 
@@ -58,7 +59,7 @@ def family_name(record: Record, settings: Sequence[str]) -> str:
     """What tells a family from others: `resnet18.a1_in1k · lp_ft · lr_ratio 10`."""
     keys = [key for key in settings if key != SEED]
     texts = [_text(key, record.params.get(key)) for key in keys[:MOST_NAMED]]
-    return " · ".join(texts) or record.name.rpartition(" · ")[0] or record.name
+    return " · ".join(texts) or "the same settings"
 
 
 def seed_of(params: Mapping[str, str]) -> int | None:
@@ -70,6 +71,8 @@ def seed_of(params: Mapping[str, str]) -> int | None:
 def _text(key: str, value: str | None) -> str:
     if key in ("model.name", "finetune.method"):
         return str(value)
+    if value is not None and "/" in value:  # a file says more by its name than by all its folders
+        value = PurePath(value).name
     return f"{key.split('.')[-1]} {'–' if value is None else value}"
 
 

@@ -82,7 +82,7 @@ def _row(
         "pareto": run["pareto"],
         "ece": run["ece"],
         **run["cost"],
-        **{f"params.{key}": value for key, value in run["params"].items()},
+        **run["params"],
         "why_not": run["why_not"] or "",
         "url": run["url"] or run["folder"] or "",
     }
@@ -126,7 +126,7 @@ def _runs(values: Mapping[str, Any]) -> Section:
     verdicts, name = _verdicts(values), NAMES.get(values["metric"], "value")
     compared = [run for run in values["runs"] if run["group"] is not None]
     several = len(values["groups"]) > 1
-    keys = [key.removeprefix("params.") for key in values["varied"]][:MOST_SETTINGS]
+    keys = values["varied"][:MOST_SETTINGS]
     rows = [
         {
             **({"group": run["group"] + 1} if several else {}),
@@ -136,7 +136,7 @@ def _runs(values: Mapping[str, Any]) -> Section:
             "high": run["high"],
             "verdict": verdicts.get(run["id"], {}).get("word", ""),
             "seconds": run["cost"]["fit_seconds"],
-            **{key: run["params"].get(key) for key in keys},
+            **{key.removeprefix("params."): run["params"].get(key) for key in keys},
         }
         for run in compared[:MOST_ROWS]
     ]

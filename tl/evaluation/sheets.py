@@ -219,7 +219,7 @@ def why_not(a: Truth, b: Truth) -> str | None:
     unlike = a.truth[at] != b.truth[to]
     unlike = unlike.any(axis=1) if unlike.ndim > 1 else unlike
     if unlike.any():
-        paths = [str(path) for path in a.path[at][unlike]]
+        paths = sorted(str(path) for path in a.path[at][unlike])
         return f"other labels of the same images: {_some(paths)}"
     return None
 
