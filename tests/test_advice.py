@@ -146,6 +146,26 @@ def test_the_forecast_is_a_power_law_through_both_measured_points():
     assert wide.gain(480).error > 2 * curve.gain(480).error
 
 
+def with_quarters(found, value, error):
+    return replace(found, amount=replace(found.amount, half_data=Score(value, error)))
+
+
+def test_a_third_measured_point_makes_the_forecast_surer_where_it_agrees():
+    two = evidence(more=Score(0.1, 0.02))
+    agrees, bends = with_quarters(two, 0.2, 0.02), with_quarters(two, -0.05, 0.01)
+    curves = [forecast.curve(found) for found in (two, agrees, bends)]
+    assert [curve.share > 0 for curve in curves] == [False, True, False]
+    # The error of the classifier halves with every doubling: 0.4, 0.2, 0.1, and so 0.05.
+    assert [c.at(480).value for c in curves] == pytest.approx([0.95] * 3)
+    assert curves[1].gain(480).error < 0.95 * curves[0].gain(480).error
+    assert curves[2].gain(480).error == pytest.approx(curves[0].gain(480).error)
+    rows = learning_curve(agrees).rows
+    assert [r["images"] for r in rows if r["measured"]] == [60, 120, 240]
+    assert rows[0]["value"] == pytest.approx(0.6)
+    assert "to half it brought +13.3, which agrees." in more_images(agrees).rows[0]["text"]
+    assert "does not fit one curve" in more_images(bends).rows[0]["text"]
+
+
 @pytest.mark.parametrize(
     ("more", "text"),
     [

@@ -163,6 +163,27 @@ def test_more_data_helps_where_features_are_many_and_not_where_classes_are_plain
     assert measured(np.arange(9) % 3, rng.normal(size=(9, 4))).amount.more_data is None
 
 
+def test_a_third_point_of_the_learning_curve_is_measured_where_a_quarter_is_enough():
+    labels = np.arange(400) % 4
+    rng = np.random.default_rng(6)
+    amount = measured(labels, blobs(labels, 200, 0.2, rng)).amount
+    assert amount.half_data.value > amount.half_data.error
+    assert amount.half_data.value > amount.more_data.value  # the gains of doublings shrink
+    few = np.arange(28) % 4  # seven of each class: a quarter has one
+    amount = measured(few, blobs(few, 8, 2.0, rng)).amount
+    assert (amount.more_data is None, amount.half_data is None) == (False, True), amount
+
+
+def test_evidence_of_before_quarters_were_measured_can_be_read():
+    labels = np.arange(80) % 4
+    found = measured(labels, blobs(labels, 8, 2.0, np.random.default_rng(6)))
+    assert found.amount.half_data is not None
+    assert Evidence.from_dict(found.to_dict()) == found
+    older = found.to_dict()
+    del older["amount"]["half_data"]
+    assert Evidence.from_dict(older).amount.half_data is None
+
+
 def test_a_flip_that_swaps_the_classes_is_seen_and_one_that_does_nothing_is_not():
     labels = np.arange(240) % 2
     rng = np.random.default_rng(7)

@@ -147,11 +147,14 @@ def learning_curve(evidence: Evidence) -> Section:
     )
     rows = [_point(line.images // 2, half, measured=True)]
     rows.append(_point(line.images, line.quality, measured=True))
+    if (before := line.half_data) is not None:
+        quarter = Score(half.value - before.value, half.error + before.error)
+        rows.insert(0, _point(line.images // 4, quarter, measured=True))
     if line.more_data.interval()[0] > 0:
         ahead = (line.images * share // 4 for share in (5, 6, 7, 8))
         rows += [_point(n, line.at(n), measured=False) for n in ahead]
-    note = "Expected values follow a power law through both measured ones, up to twice the images."
-    return Section("learning curve", "curve", tuple(rows), note if len(rows) > 2 else "")
+    note = "Expected values follow a power law through measured ones, up to twice the images."
+    return Section("learning curve", "curve", tuple(rows), "" if rows[-1]["measured"] else note)
 
 
 def _point(images: int, score: Score, *, measured: bool) -> dict[str, Any]:

@@ -35,6 +35,8 @@ class Amount:
             [-1, 1]; None where half is too little to try.
         effective_rank: exp(entropy) of the spectrum of the last features (Garrido et al. 2023,
             RankMe, arXiv:2210.02885); None where nothing was measured.
+        half_data: Quality on half of the training images minus that on a quarter of them; None
+            where a quarter is too little to try.
     """
 
     images: int
@@ -46,6 +48,7 @@ class Amount:
     val_least: int
     more_data: Score | None = None
     effective_rank: float | None = None
+    half_data: Score | None = None
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,8 @@ class Evidence:
 
         given = dict(values)
         amount = dict(given["amount"])
-        amount["more_data"] = score(amount["more_data"])
+        for name in ("more_data", "half_data"):  # files of before have no quarters
+            amount[name] = score(amount.get(name))
         similarity = given["similarity"]
         if similarity is not None:
             similarity = dict(similarity)

@@ -105,7 +105,7 @@ def measure(
     prober = Prober(groups, labels, seed)
     similarity, judged = _similarity(prober, found, clock)
     with clock("more data"):
-        more = prober.more_data(FEATURES, judged)
+        more, before = prober.more_data(FEATURES, judged)
         rank = effective_rank(prober.smoothers[FEATURES].eigenvalues)
     with clock("flips"):
         flips = _flips(prober, found, judged, np.flatnonzero(kept))
@@ -120,7 +120,7 @@ def measure(
         )
     return replace(
         evidence,
-        amount=replace(amount, more_data=more, effective_rank=rank),
+        amount=replace(amount, more_data=more, half_data=before, effective_rank=rank),
         similarity=similarity,
         flips=flips,
         scores=scores,

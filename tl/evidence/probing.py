@@ -22,7 +22,7 @@ from tl.evidence.ridge import (
 FEW = 200  # rows; below, more folds and several ways to cut them
 FOLDS, MORE_FOLDS, REPEATS = 5, 10, 4
 NEIGHBOURS, TEMPERATURE = 5, 0.07
-HALVES = 3
+HALVES, QUARTERS = 3, 1  # how often the rows are cut in two, and in four
 # Rows that were judged by classifiers with training rows in common are not independent. Over draws
 # of synthetic sets (N = 20 to 240) qualities vary by 1.0 to 1.4 times what independence would give.
 SHARED = 1.25
@@ -188,30 +188,31 @@ class Prober:
             gaps.append(gap)
         return paired(np.mean(gaps, axis=0), self.labels)
 
-    def more_data(self, name: str, whole: Judged) -> Score | None:
-        """Quality with all rows minus that with half of them.
+    def more_data(self, name: str, whole: Judged) -> tuple[Score | None, Score | None]:
+        """Quality with all rows minus that with half of them, and with half minus a quarter.
 
         Args:
             name: Group of the features.
             whole: What `ridge` found for it.
 
         Returns:
-            None where most rows are of classes with fewer than four: half of them is too little.
+            None where most rows are of classes with fewer than four (eight, for quarters): a part
+            of them is too little.
         """
         kept = np.bincount(self.labels)[self.labels] >= 2 * LEAST_ROWS
         if kept.mean() < 0.5 or len(np.unique(self.labels[kept])) < 2:
-            return None
+            return None, None
         rng = np.random.default_rng([self.seed, 1])
         features, labels = self.groups[name][kept], self.labels[kept]
         if not kept.all():
             _, labels = np.unique(labels, return_inverse=True)
             whole = Prober({name: features}, labels, self.seed).ridge([name])
-        half_right = np.zeros(len(labels))
-        for _ in range(HALVES):
-            for half in cut_folds(labels, 2, rng):
-                part = Prober({name: features[half]}, labels[half], int(rng.integers(2**31)))
-                half_right[half] += part.ridge([name]).right / HALVES
-        return paired(whole.right - half_right, labels)
+        half = _in_parts(name, features, labels, 2, HALVES, rng)
+        gain = paired(whole.right - half, labels)
+        if np.bincount(labels).min() < 4 * LEAST_ROWS:
+            return gain, None
+        quarter = _in_parts(name, features, labels, 4, QUARTERS, rng)
+        return gain, paired(half - quarter, labels)
 
     def flips(
         self,
@@ -270,6 +271,23 @@ class Prober:
                 outputs[fold] -= inverse @ residuals[fold]
             figures.append(_explained(outputs, labels[order]))
         return sum(figure >= figures[0] for figure in figures) / len(figures)
+
+
+def _in_parts(
+    name: str,
+    features: NDArray[np.floating],
+    labels: Indices,
+    parts: int,
+    repeats: int,
+    rng: np.random.Generator,
+) -> Array:
+    """Share of the repeats in which each row was told right within its part of all rows."""
+    right = np.zeros(len(labels))
+    for _ in range(repeats):
+        for rows in cut_folds(labels, parts, rng):
+            part = Prober({name: features[rows]}, labels[rows], int(rng.integers(2**31)))
+            right[rows] += part.ridge([name]).right / repeats
+    return right
 
 
 def _explained(outputs: Array, labels: Indices) -> float:
