@@ -61,8 +61,6 @@ def _signature(outputs: Outputs) -> ModelSignature:
         ],
         "regression": [ColSpec(DataType.double, "value")],
     }
-    if outputs.abstain:
-        columns["single"].insert(2, ColSpec(DataType.boolean, "sure"))
     if outputs.abstain is not None:
         columns["single"].insert(2, ColSpec(DataType.boolean, "sure"))
     inputs = Schema([ColSpec(AnyType(), "image")])  # type: ignore[no-untyped-call]
