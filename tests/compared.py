@@ -29,7 +29,7 @@ def _run(i: int, rng: np.random.Generator, varied: list[str]) -> dict[str, Any]:
         "params.model.name": backbone,
         "params.finetune.name": method,
         "params.finetune.lr_ratio": float(3 + 2 * (i % 3)),
-        "params.optim.lr": float(10 ** -(2 + i % 3)),
+        "params.optim.lr": float(10 ** -(2 + i // 2 % 3)),
     }
     return {
         "id": f"{i:032x}",

@@ -142,13 +142,36 @@ def test_a_file_is_named_without_its_folder():
 
 
 def test_axes_are_logarithmic_where_values_span_decades():
-    values = comparison(3)
+    values = comparison(6)
     found = {axis["label"]: axis for axis in axes(values, values["runs"])}
-    assert found["optim.lr"]["places"] == pytest.approx([1.0, 0.5, 0.0])
+    assert found["optim.lr"]["places"] == pytest.approx([1, 1, 0.5, 0.5, 0, 0])
     assert [text for _, text in found["optim.lr"]["ticks"]] == ["0.0001", "0.001", "0.01"]
-    assert found["model.name"]["places"] == pytest.approx([1 / 6, 1 / 2, 5 / 6])
+    places = [1 / 8 + k / 4 for k in (1, 2, 3, 0)]  # by the alphabet
+    assert found["model.name"]["places"] == pytest.approx([*places, *places[:2]])
     values["runs"][1]["params"]["params.optim.lr"] = None
-    assert axes(values, values["runs"])[3]["places"][1] is None
+    found = {axis["label"]: axis for axis in axes(values, values["runs"])}
+    assert found["optim.lr"]["places"][1] is None
+
+
+def test_a_setting_that_says_the_same_as_another_has_no_axis_and_no_column_at_once():
+    values = comparison(6)
+    for run in values["runs"]:
+        run["params"]["params.weights"] = run["params"]["params.model.name"] + ".safetensors"
+        run["verdict"] = "worse"
+    values["varied"].append("params.weights")
+    labels = [axis["label"] for axis in axes(values, values["runs"])]
+    assert "model.name" in labels
+    assert "weights" not in labels
+    shown = {c["key"]: c["shown"] for c in columns(values, values["runs"])}
+    assert shown["params.model.name"]
+    assert not shown["params.weights"]
+
+
+def test_what_would_lie_on_another_text_of_an_axis_is_left_out():
+    values = comparison(3)
+    for run, value in zip(values["runs"], (0.5, 0.899, 0.9), strict=True):
+        run["value"] = value
+    assert [text for _, text in axes(values, values["runs"])[-1]["ticks"]] == ["50.0 %", "90.0 %"]
 
 
 def test_opens_from_a_file_without_error_or_request(look):
@@ -410,7 +433,7 @@ def test_other_test_images_are_told_apart(look):
         assert names(page)[-1] == other["name"]
         assert cells(page, "verdict")[-1] == "other test images"
         assert cells(page, "group")[-1] == "2"
-        assert "other test images" in page.locator("[data-legend]").first.text_content()
+        assert "not comparable" in page.locator("[data-legend]").first.text_content()
 
 
 @pytest.fixture

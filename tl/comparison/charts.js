@@ -38,6 +38,7 @@ async function drawCost() {
   const fig = figure({
     x_axis_type: log ? "log" : "linear", x_axis_label: cost.label, y_axis_label: data.label,
   }, [...TIP, ["", "@paid"]]);
+  if (innerWidth < 600) fig.below[0].ticker.desired_num_ticks = 4; // texts of more lie on each other
   fig.segment({ field: "cost" }, { field: "low" }, { field: "cost" }, { field: "high" }, {
     ...runs, line_color: { field: "colour" }, line_alpha: { field: "whisker" }, line_width: 1.5,
     selection_line_alpha: 1, nonselection_line_alpha: 0.08,

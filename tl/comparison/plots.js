@@ -43,7 +43,7 @@ function roles() {
   const plain = style("blue"), other = PALETTE.at(-1), best = PALETTE[4], base = PALETTE[2];
   const found = data.runs.map((run, i) =>
     i === data.best ? best : i === data.baseline ? base : run.group === home ? plain : other);
-  const words = [[best, "best (star)"], [base, "baseline (diamond)"], [plain, "others"], [other, "other test images"]];
+  const words = [[best, "best (star)"], [base, "baseline (diamond)"], [plain, "others"], [other, "not comparable with the best"]];
   return [found, words.filter(([colour]) => found.includes(colour))];
 }
 

@@ -139,9 +139,10 @@ def columns(values: Mapping[str, Any], runs: Sequence[Run]) -> list[dict[str, An
         _column("value", named(metric), [r["value"] for r in runs], _metric(metric)),
         _column("verdict", against, [r["verdict"] for r in runs], str),
     ]
-    for place, name in enumerate(values["varied"]):
+    telling = distinct(values, runs)
+    for name in sorted(values["varied"], key=lambda name: name not in telling):
         own = [r["params"].get(name) for r in runs]
-        shown = place < SHOWN_VARIED
+        shown = name in telling[:SHOWN_VARIED]
         found.append(_column(name, _short(name), own, number_text, shown=shown, varied=True))
     for key, (label, text, shown) in COSTS.items():
         found.append(_column(key, label, [r["cost"].get(key) for r in runs], text, shown=shown))
@@ -161,6 +162,21 @@ def columns(values: Mapping[str, Any], runs: Sequence[Run]) -> list[dict[str, An
         found.insert(2, _column("group", "group", own, number_text))
     found.append(_column("status", "status", [r["status"] for r in runs], str, shown=False))
     return [column for column in found if any(v is not None for v in column["values"])]
+
+
+def distinct(values: Mapping[str, Any], runs: Sequence[Run]) -> list[str]:
+    """What was varied, without what says the same as one before: a model's name and its weights."""
+    seen: set[tuple[int, ...]] = set()
+    found = []
+    for name in values["varied"]:
+        first: dict[str, int] = {}
+        parts = tuple(
+            first.setdefault(str(run["params"].get(name)), i) for i, run in enumerate(runs)
+        )
+        if parts not in seen:
+            seen.add(parts)
+            found.append(name)
+    return found
 
 
 def _metric(name: str) -> Callable[[Any], str]:
@@ -247,7 +263,7 @@ def axes(values: Mapping[str, Any], runs: Sequence[Run]) -> list[dict[str, Any]]
     metric = values["metric"]
     found = [
         _axis(_short(name), [r["params"].get(name) for r in runs], number_text)
-        for name in values["varied"]
+        for name in distinct(values, runs)
     ]
     last = _axis(named(metric), [r["value"] for r in runs], lambda v: metric_text(metric, v))
     return [axis for axis in (*found, last) if axis["ticks"]]
