@@ -263,6 +263,24 @@ def test_the_next_job_closes_the_run_of_a_killed_one_and_no_living_one(
     assert len(history(mlflow_url, run_id, "a")) == 101
 
 
+def test_a_job_that_was_taken_for_dead_lives_again_and_ends_well(
+    server, mlflow_url, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sending, "BEAT_SECONDS", 0.0)
+    monkeypatch.setattr(sending, "LATE_SECONDS", 0.0)  # as after a network that was away for long
+    client = mlflow.MlflowClient(mlflow_url)
+    with job(server, tmp_path) as found:
+        assert found.drain()
+        client.set_tag(found.run_id, "tl.lost", "no sign of life")
+        client.set_terminated(found.run_id, "KILLED")
+        deadline = time.monotonic() + 10
+        while stored(mlflow_url, found.run_id).info.status == "KILLED":
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert "tl.lost" not in stored(mlflow_url, found.run_id).data.tags
+    assert stored(mlflow_url, found.run_id).info.status == "FINISHED"
+
+
 @pytest.mark.parametrize(("minutes", "status"), [(5, "RUNNING"), (45, "KILLED")])
 def test_a_job_on_another_host_is_dead_when_it_is_silent_for_long(
     server, mlflow_url, tmp_path, minutes, status

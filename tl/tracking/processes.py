@@ -58,9 +58,11 @@ def beat(client: MlflowClient, run_id: str) -> None:
 
 def revive(client: MlflowClient, run_id: str) -> None:
     """Open a run again that somebody took for dead, while its job had no way to the store."""
-    if client.get_run(run_id).info.status != "RUNNING":
-        client.update_run(run_id, status="RUNNING")
+    found = client.get_run(run_id)
+    if PROCESS_GONE in found.data.tags:
         client.delete_tag(run_id, PROCESS_GONE)
+    if found.info.status != "RUNNING":
+        client.update_run(run_id, status="RUNNING")
 
 
 def repair_runs(client: MlflowClient) -> list[Repaired]:

@@ -58,10 +58,10 @@ class RunRecord:
             "tracking_uri": redacted(uri),
         }
 
-    def begin(self) -> None:
+    def begin(self, **values: Any) -> None:
         """Write it for the first time: RUNNING, or PENDING while the store has no such run."""
         self._begun = True
-        self._update()
+        self._update(**values)
 
     def opened(self, job: str, run_id: str, experiment_id: str, experiment: str) -> None:
         """Note the run that a job was given."""
@@ -73,12 +73,14 @@ class RunRecord:
 
     def end(self, status: str, waiting: int, usage_samples: int | None = None) -> None:
         """Note how the job ended, and how many records wait."""
-        known = {"waiting": waiting, "usage_samples": usage_samples}
-        self._update(status=status, **{k: v for k, v in known.items() if v})
+        self._update(status=status, waiting=waiting, usage_samples=usage_samples)
 
     def _update(self, **values: Any) -> None:
         with self._mutex:
             self._values |= values
+            for name in ("waiting", "usage_samples"):
+                if not self._values.get(name):
+                    self._values.pop(name, None)
             if self._begun:
                 write_record(self._path.parent, self._values)
 

@@ -114,6 +114,7 @@ def start_run(
     if not config.enabled or _rank() > 0:
         yield TrackedRun(None, "", output_dir)
         return
+    output_dir = output_dir.absolute()
     known = read_record(output_dir) if resume else {}
     address = known.get("tracking_uri") or ""
     uri = default_uri(config) if config.uri or not address or "***@" in address else address
@@ -209,7 +210,7 @@ def _parent(given: str | None) -> dict[str, Any] | None:
         return {"run_id": given}
     if above := _above.get():
         run = above[-1]
-        return {"run_id": run.run_id, "job": run.job, "folder": str(run.output_dir.absolute())}
+        return {"run_id": run.run_id, "job": run.job, "folder": str(run.output_dir)}
     if named := parent_named():
         return named
     active = mlflow.active_run()

@@ -154,7 +154,7 @@ class Sender:
         """Renew the sign of life by which others know that the run is no dead one."""
         taken, now = self.spool.taken, time.monotonic()
         run_id = taken.runs.get(taken.job)
-        if run_id is None or now - self._beat < BEAT_SECONDS:
+        if run_id is None or self.writer.ended or now - self._beat < BEAT_SECONDS:
             return
         try:
             if self._beat and now - self._beat > LATE_SECONDS:

@@ -28,6 +28,7 @@ RECORDS, TAKEN, REFUSED, FILES, LOCK = (
     *("records.jsonl", "taken.jsonl", "refused.jsonl", "files", "lock"),
 )
 READ_BYTES = 1 << 20  # of records that are read at once
+LOOK_SECONDS = 0.5  # that somebody may hold the lock who only asks whether it is held
 STATE_BYTES = 1 << 16  # of `taken.jsonl`, before it is written anew
 
 
@@ -110,11 +111,15 @@ class Spool:
 
     def _take_lock(self) -> Lock:
         file = self.folder / LOCK
+        until = time.monotonic() + LOOK_SECONDS
         while True:
             try:
                 lock = take(file)
             except BlockingIOError as error:
-                raise BusyError(self.folder) from error
+                if time.monotonic() > until:
+                    raise BusyError(self.folder) from error
+                time.sleep(LOOK_SECONDS / 10)
+                continue
             if lock.is_on(file):  # else the one before has removed the folder meanwhile
                 lock.sign()
                 return lock

@@ -114,6 +114,7 @@ def _send(folder: Path, spool: Spool, known: Mapping[str, Any], uri: str | None)
         ended = _end_killed(spool)
     status = str(ended.get("status")) if ended else str(known.get("status"))
     writer = Writer(address, spool, record.opened)
+    record.begin(status=status, waiting=spool.waiting())
     why = ""
     with mlflow_settings(address, retries=1), tracking_uri(address):
         try:
@@ -121,7 +122,6 @@ def _send(folder: Path, spool: Spool, known: Mapping[str, Any], uri: str | None)
         except (AwayError, LostError) as error:
             why = str(error)
     waiting, refused = spool.waiting(), spool.refused()
-    record.begin()
     record.end(status, waiting, known.get("usage_samples"))
     spool.close(remove=not waiting)
     words = f"sent {counted(writer.sent)}" if writer.sent else "sent nothing"

@@ -66,9 +66,11 @@ class Writer:
         self.sent = 0
         self.models: dict[str, str] = {}  # id of a record -> address of the model
         self.patience = float(SECONDS)  # with the request under way, seconds
+        self.ended = False  # whether the last thing that was sent is how the job ended
         self.trouble = ""  # with files, while their own store is away
         self.progress = 0.0  # when the store last took something
         self._opened = opened
+        self._announced = False
         self._client: MlflowClient | None = None
         self._needed = float(SECONDS)  # what this store turned out to need
 
@@ -101,6 +103,8 @@ class Writer:
             LostError: The run, or its experiment, is gone.
         """
         client, taken = self.client, self.spool.taken
+        if not self._announced and taken.job in taken.runs:
+            self._announce(client, taken.job)
         if again:
             self._again()
         while entries := self.spool.read(taken.offset):
@@ -144,6 +148,7 @@ class Writer:
         except Exception as error:  # drivers, HTTP, files and MLflow each have their own
             return self._failed(client, group, error)
         self.sent += len(group)
+        self.ended = kind == "status"
         self.progress = time.monotonic()
         return True
 
@@ -218,9 +223,20 @@ class Writer:
             known = self._make_run(client, record)
         self.spool.taken.job = job
         self.spool.taken.runs[job] = known
-        if self._opened is not None:
-            where = client.get_experiment(client.get_run(known).info.experiment_id)
-            self._opened(job, known, where.experiment_id, where.name)
+        self._announce(client, job)
+
+    def _announce(self, client: MlflowClient, job: str) -> None:
+        """Say which run a job has."""
+        self._announced = True
+        if self._opened is None:
+            return
+        run_id = self.spool.taken.runs[job]
+        try:
+            where = client.get_experiment(client.get_run(run_id).info.experiment_id)
+        except Exception as error:
+            kind = AwayError if is_away(error) else LostError
+            raise kind(reason_of(error)) from error
+        self._opened(job, run_id, where.experiment_id, where.name)
 
     def _make_run(self, client: MlflowClient, record: Mapping[str, Any]) -> str:
         number = experiment_id(client, self.uri, record["experiment"])
