@@ -119,7 +119,7 @@ class TrackedRun:
     def log_phase(self, facts: Mapping[str, Any], name: str) -> None:
         """Log what a phase leaves in the records as `phases/NAME.json`; mark where one begins.
 
-        The metric `phase` is a staircase over the steps of the job, beside whatever curve.
+        The metric `train/phase` is a staircase over the steps of the job, beside the curves of train.
 
         Args:
             facts: Plain values; those of a beginning have `first_step`, `number` and `phase`.
@@ -130,8 +130,8 @@ class TrackedRun:
             return
         step, number = facts["first_step"], facts["number"]
         if number > 1:
-            self.log_metrics({"phase": number - 1}, step=step)
-        self.log_metrics({"phase": number}, step=step)
+            self.log_metrics({"train/phase": number - 1}, step=step)
+        self.log_metrics({"train/phase": number}, step=step)
         self.log_tags({f"tl.phase.{number}": f"{facts['phase']}, from step {step}"})
         self._phase = number
 
@@ -227,7 +227,7 @@ class TrackedRun:
         """
         self.log_metrics(metrics, step=step)
         if self._phase:
-            self.log_metrics({"phase": self._phase}, step=step)
+            self.log_metrics({"train/phase": self._phase}, step=step)
         for path in sorted(folder.iterdir()):
             if path.suffix in {".csv", ".parquet"} or path.name in PLAIN_FILES:
                 self.log_file(path)
