@@ -16,9 +16,10 @@ from runs_made import answers, logged, pictures, run_folder
 
 from tl.comparison.families import Family, family_pairs
 from tl.comparison.judging import groups_of
-from tl.comparison.stored import quoted
+from tl.comparison.stored import opened, quoted
 from tl.config import CompareConfig, ConfigError, Task, spelled
 from tl.evaluation import PairSide, sheet_of
+from tl.tracking import TrackingError
 
 
 @pytest.fixture
@@ -336,7 +337,7 @@ def test_a_run_whose_files_are_not_in_the_store_yet_is_read_from_its_folder(comm
     assert "1 runs are left out" in done.out.replace("\n  ", " ")
 
 
-def test_runs_of_a_server_are_fetched_through_its_proxy(command, made, tmp_path):
+def test_runs_of_a_server_are_fetched_through_its_proxy(command, made, tmp_path, monkeypatch):
     database = f"sqlite:///{tmp_path / 'server.db'}"
     with servers.mlflow_server(database, tmp_path / "server") as server:
         for number, (name, quality) in enumerate((("a", 0.9), ("b", 0.6))):
@@ -344,6 +345,13 @@ def test_runs_of_a_server_are_fetched_through_its_proxy(command, made, tmp_path)
             shutil.rmtree(tmp_path / "runs" / name)
         out, uri = tmp_path / "out", f"tracking.uri={server.url}"
         done = command("compare", uri, "experiment=insects", f"output_dir={out}")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        with opened(server.url) as store:
+            run = store.experiment("insects", None)[0]
+            assert run.file("nothing.parquet") is None
+            servers.end(server.process)
+            with pytest.raises(TrackingError, match=r"did not give predictions.parquet .* refused"):
+                run.file("predictions.parquet")
     assert done.code == 0, done.err
     found = values(out)
     assert found["pairs"][0]["verdict"] == "a"

@@ -174,6 +174,7 @@ def _named_labels(record: Record, sheet: Sheet) -> list[list[str]]:
     import pandas as pd
 
     path = record.file(PREDICTIONS)
+    assert path is not None  # it was read before
     table = pd.read_parquet(path, columns=["split", "predicted"])
     rows = table["predicted"][table["split"].astype(str) == sheet.split]
     return [list(rows.iloc[i]) for i in sheet.truth.order.tolist()]

@@ -16,7 +16,14 @@ from urllib.parse import unquote, urlsplit
 from tl.comparison.errors import CompareError
 from tl.comparison.records import RECORD, Record
 from tl.tracking.finding import find_run
-from tl.tracking.store import mlflow_settings, open_store, reason_of, redacted, sqlite_file
+from tl.tracking.store import (
+    TrackingError,
+    mlflow_settings,
+    open_store,
+    reason_of,
+    redacted,
+    sqlite_file,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -24,6 +31,7 @@ if TYPE_CHECKING:
 
 PAGE = 250  # runs of a request: more at once take more memory, not less time
 SHOWN = 8  # experiments that a message names
+NOT_THERE = ("404", "RESOURCE_DOES_NOT_EXIST", "No such", "NoSuchKey", "Not Found")
 OTHERS = {"audit", "comparison", "batch", "sweep"}  # kinds of MLflow runs that judge no model
 
 
@@ -157,10 +165,17 @@ class Store:
 
         place = self.cache / run_id
         place.mkdir(exist_ok=True)
+        repository: Any = get_artifact_repository(artifacts)  # without types
         try:
-            found = get_artifact_repository(artifacts).download_artifacts(name, str(place))
-        except Exception:  # a store has its own error for each way in which a file is not there
-            return None
+            found = repository.download_artifacts(name, str(place))
+        except Exception as error:  # each kind of place for files has errors of its own
+            text = str(error)
+            if isinstance(error, FileNotFoundError) or any(sign in text for sign in NOT_THERE):
+                return None
+            told = re.search(r"(\d{3} \w+ Error: [^\n]*?) for url", text)
+            reason = told[1] if told else reason_of(error)
+            msg = f"{redacted(self.uri)} did not give {name} of the run {run_id}: {reason}"
+            raise TrackingError(msg) from error
         path = Path(found)
         return path if path.is_file() else None
 

@@ -41,7 +41,9 @@ def _verdicts(found: Mapping[str, Any], main: Sequence[Mapping[str, Any]]) -> li
     """Of the reference against each other run of its group."""
     names = {run["id"]: run["name"] for run in main}
     reference = found["reference"]
-    beaten, better, unclear = [], [], []
+    beaten: list[str] = []
+    better: list[str] = []
+    unclear: list[str] = []
     for pair in found["pairs"]:
         if reference not in (pair["a"], pair["b"]) or pair["verdict"] == "incomparable":
             continue

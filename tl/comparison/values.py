@@ -95,7 +95,8 @@ def values_of(runs: Sequence[Said], asked: Request) -> dict[str, Any]:
         ],
         **_details(main, pair, sheets, records, asked),
     }
-    return clean({**found, "summary": summary_of(found)})
+    plain: dict[str, Any] = clean({**found, "summary": summary_of(found)})
+    return plain
 
 
 def _families(records: Sequence[Any], settings: Sequence[str]) -> list[Family]:

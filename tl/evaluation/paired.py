@@ -350,8 +350,8 @@ def _needed(difference: float, differ: float, confidence: float) -> int | None:
     """
     if difference == 0:
         return None
-    root = norm.ppf((1 + confidence) / 2) * math.sqrt(differ)
-    root += norm.ppf(POWER) * math.sqrt(max(differ - difference**2, 0))
+    root = float(norm.ppf((1 + confidence) / 2)) * math.sqrt(differ)
+    root += float(norm.ppf(POWER)) * math.sqrt(max(differ - difference**2, 0))
     return math.ceil((root / difference) ** 2)
 
 
