@@ -54,8 +54,8 @@ class Judged:
         """From the table of all predictions."""
         rows = table[table["split"].astype(str) == split].reset_index(drop=True)
         if task is Task.regression:
-            outputs, truth = (rows[name].to_numpy(np.float64) for name in ("predicted", "target"))
-            return cls(split, task, classes, rows, outputs, truth)
+            numbers = [rows[name].to_numpy(np.float64) for name in ("predicted", "target")]
+            return cls(split, task, classes, rows, *numbers)
         outputs = rows[[f"p_{name}" for name in classes]].to_numpy(np.float64)
         place = {name: index for index, name in enumerate(classes)}
         if task is Task.single:

@@ -73,17 +73,21 @@ def _interval(run: RunFiles) -> tuple[float, float]:
 
 
 def _against_guessing(run: RunFiles, guess: float) -> list[str]:
-    low, high = _interval(run)
     how = {
         Task.single: "always saying the most frequent class",
         Task.multi: "guessing by how frequent each label is",
         Task.regression: "always saying the mean of the training images",
     }[run.task]
     figure = share(guess) if run.task is Task.single else number(guess)
-    useless = high >= guess if run.task is Task.regression else low <= guess
-    if useless:
+    if _useless(run, guess):
         return [f"That is no better than {how} ({figure}): the model has learned nothing of use."]
     return [f"For comparison: {how} gives {figure}."]
+
+
+def _useless(run: RunFiles, guess: float) -> bool:
+    """Whether it cannot be told from one who has not looked at the images."""
+    low, high = _interval(run)
+    return high >= guess if run.task is Task.regression else low <= guess
 
 
 def _tiles(run: RunFiles) -> Iterator[dict[str, str]]:
@@ -121,12 +125,33 @@ def _second_tile(run: RunFiles) -> Iterator[dict[str, str]]:
 
 def next_steps(run: RunFiles) -> Part:
     """What to do next, the most useful first, and the commands."""
-    found = (_labels, _audit, _classes, _groups, _training, _more_data, _calibration, _test)
+    found = (
+        _nothing_learned,
+        _labels,
+        _audit,
+        _classes,
+        _groups,
+        _training,
+        _more_data,
+        _calibration,
+        _test,
+    )
     steps = [step for find in found for step in find(run)]
     texts = [] if steps else ["Nothing stands out: no class, no group and no label looks wrong."]
     blocks = [Block("steps", steps)] if steps else []
     files = [METRICS, PREDICTIONS]
     return Part("next", "what to do next", texts, [*blocks, _commands(run)], files)
+
+
+def _nothing_learned(run: RunFiles) -> Iterator[Step]:
+    judged = run.judged.get(run.split)
+    if judged is not None and _useless(run, guessed(judged, run)):
+        text = (
+            "Look whether the labels belong to the images, whether the loss of train falls at all "
+            "(if not: another finetune.head_lr, more epochs), and whether the weights are "
+            "pretrained ones."
+        )
+        yield step("Find out why it has learned nothing", text, "training")
 
 
 def _labels(run: RunFiles) -> Iterator[Step]:

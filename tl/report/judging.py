@@ -25,6 +25,7 @@ from tl.report.parts import WORDS, Block, Part, images, number, share
 
 MOST_CLASSES = 40  # rows of the table of classes
 MOST_CONFUSIONS = 12
+COUNTS = ("images", "groups")  # last words of the metrics that are counts
 BINS = 10  # of the reliability diagram
 MOST_GROUPS = 12
 METRIC_WORDS = {
@@ -88,6 +89,8 @@ def _with_interval(values: dict[str, float], key: str) -> str:
     if key not in values:
         return "–"
     low, high = values.get(f"{key}_low"), values.get(f"{key}_high")
+    if key.endswith(COUNTS):
+        return f"{values[key]:,.0f}"
     around = f" ({number(low)} to {number(high)})" if low is not None and high is not None else ""
     return number(values[key]) + around
 
@@ -95,7 +98,8 @@ def _with_interval(values: dict[str, float], key: str) -> str:
 def classes(run: RunFiles) -> Part:
     """Each class of the split that speaks for the model, confusions, and the pictures."""
     judged = run.judged[run.split]
-    blocks = [*_class_table(run, judged), *_confusions(judged)]
+    numbers = run.task is Task.regression
+    blocks = [_range_table(run) if numbers else _class_table(run), *_confusions(judged)]
     files = [PER_CLASS] if run.has(PER_CLASS) else []
     files.append(PREDICTIONS)
     for path in sorted((run.path / "pictures").glob(f"*_{judged.split}.png")):
@@ -106,7 +110,7 @@ def classes(run: RunFiles) -> Part:
         picture = {"address": address(path.read_bytes(), "image/png"), "text": text}
         blocks.append(Block("picture", picture))
         files.append(f"pictures/{path.name}")
-    title = "where the errors are" if run.task is Task.regression else "classes"
+    title = "where the errors are" if numbers else "classes"
     return Part(
         "classes", title, [f"On {images(len(judged), WORDS[judged.split])}."], blocks, files
     )
@@ -128,21 +132,10 @@ def per_class(run: RunFiles) -> pd.DataFrame:
     ).per_class  # fmt: skip
 
 
-def _class_table(run: RunFiles, judged: Judged) -> Iterator[Block]:
-    table = per_class(run)
-    if judged.task is Task.regression:
-        rows = [
-            [f"{r['from']:.4g} to {r['to']:.4g}", f"{r['images']:,}", number(r["mae"]),
-             f"{r['bias']:+.3g}"]
-            for _, r in table.iterrows()
-        ]  # fmt: skip
-        columns = {judged.classes[0]: False, "images": True, "mean error": True, "bias": True}
-        note = "Bias: how much too high (+) or too low (−) the model is on average."
-        yield Block("table", {"columns": columns, "rows": rows}, note=note)
-        return
-    score = "ap" if judged.task is Task.multi else "f1"
+def _class_table(run: RunFiles) -> Block:
+    score = "ap" if run.task is Task.multi else "f1"
     trained = run.model.get("data", {}).get("counts", {}).get("train", {})
-    order = table.sort_values(["recall", score], kind="stable", na_position="last")
+    order = per_class(run).sort_values(["recall", score], kind="stable", na_position="last")
     rows = [
         [r["class"], f"{trained.get(r['class'], 0):,}", f"{r['images']:,}", _recall_bar(r),
          _recall_words(r), number(r["precision"]), number(r[score])]
@@ -153,7 +146,19 @@ def _class_table(run: RunFiles, judged: Judged) -> Iterator[Block]:
     left = len(order) - MOST_CLASSES
     note = "Found: share of the images of a class that the model finds (recall), with its interval."
     more = f" The other {left:,} classes are found more often." if left > 0 else ""
-    yield Block("table", {"columns": columns, "rows": rows}, note=note + more)
+    return Block("table", {"columns": columns, "rows": rows}, note=note + more)
+
+
+def _range_table(run: RunFiles) -> Block:
+    """Errors by where the number lies."""
+    rows = [
+        [f"{r['from']:.4g} to {r['to']:.4g}", f"{r['images']:,.0f}", number(r["mae"]),
+         f"{r['bias']:+.3g}"]
+        for _, r in per_class(run).iterrows()
+    ]  # fmt: skip
+    columns = {f"true {run.classes[0]}": False, "images": True, "mean error": True, "bias": True}
+    note = "Bias: how much too high (+) or too low (−) the model is on average."
+    return Block("table", {"columns": columns, "rows": rows}, note=note)
 
 
 def _recall_bar(row: Any) -> dict[str, float]:
@@ -177,7 +182,8 @@ def confused(judged: Judged) -> list[tuple[str, str, int, int]]:
         wrong.groupby(["label", "predicted"]).size().sort_values(ascending=False, kind="stable")
     )
     totals = judged.rows["label"].value_counts()
-    return [(str(a), str(b), int(n), int(totals[a])) for (a, b), n in counts.items()]
+    pairs = zip(counts.index.to_list(), counts, strict=True)
+    return [(str(a), str(b), int(n), int(totals[a])) for (a, b), n in pairs]
 
 
 def _confusions(judged: Judged) -> Iterator[Block]:
@@ -273,7 +279,8 @@ def calibration(run: RunFiles) -> Part | None:
         [share(b["sure"]), f"{share(b['right'])} ({share(b['low'])} to {share(b['high'])})",
          f"{int(b['images']):,}"] for b in found
     ]  # fmt: skip
-    columns = {"sure": True, "right": True, what: True}
+    right = "present" if run.task is Task.multi else "right"
+    columns = {"sure": False, right: True, what: True}
     blocks = [
         Block("reliability", {"bins": found, "most": max(b["images"] for b in found)}),
         Block("table", {"columns": columns, "rows": rows}),
@@ -285,7 +292,9 @@ def calibration(run: RunFiles) -> Part | None:
 
 def _temperature(run: RunFiles) -> Iterator[str]:
     known = run.json(CALIBRATION)
-    if known:
+    if known and known["temperature"] == 1:
+        yield f"Its probabilities are as the network gives them; a temperature: {known['note']}."
+    elif known:
         yield (
             f"Its scores are divided by a temperature of {known['temperature']:.3g} before they "
             f"become probabilities ({known['note']})."
@@ -301,11 +310,11 @@ def _abstaining(run: RunFiles) -> Iterator[str]:
         yield f"When it is sure cannot be told: {abstain['note']}."
         return
     m, split = run.metrics, run.split
-    text = f"It counts as sure from a score of {abstain['threshold']:.3f} on ({abstain['note']}): "
-    text += f"{share(m[f'{split}/sure_share'])} of the {WORDS[split]} images"
+    yield f"It counts as sure from a score of {abstain['threshold']:.3f} on: {abstain['note']}."
+    text = f"Of the {WORDS[split]} images these are {share(m[f'{split}/sure_share'])}"
     if f"{split}/sure_acc" in m:
         low, high = (share(m[f"{split}/sure_acc_{end}"]) for end in ("low", "high"))
-        text += f", of which {share(m[f'{split}/sure_acc'])} are right ({low} to {high})"
+        text += f", and of these {share(m[f'{split}/sure_acc'])} are right ({low} to {high})"
     yield text + "."
 
 

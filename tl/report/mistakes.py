@@ -127,12 +127,13 @@ def _of_numbers(judged: Judged) -> list[Suspect]:
 def losses(judged: Judged) -> NDArray[np.float64]:
     """How wrong the model is on each image: -log p in nats, their sum over labels, or |error|."""
     p, y = judged.outputs, judged.truth
+    found: NDArray[np.float64]
     if judged.task is Task.regression:
-        return np.abs(p - y)
-    if judged.task is Task.single:
-        return -np.log(np.maximum(p[np.arange(len(y)), y], TINY))
-    right = np.where(y, p, 1 - p)
-    found: NDArray[np.float64] = -np.log(np.maximum(right, TINY)).sum(axis=1)
+        found = np.abs(p - y)
+    elif judged.task is Task.single:
+        found = -np.log(np.maximum(p[np.arange(len(y)), y], TINY))
+    else:
+        found = -np.log(np.maximum(np.where(y, p, 1 - p), TINY)).sum(axis=1)
     return found
 
 
@@ -168,9 +169,9 @@ def part(run: RunFiles) -> Part:
         blocks.append(Block("cards", cards, "labels that may be wrong", note))
     if wrong:
         cards = [_card(j, i, _words(j, i), pictures) for j, i in wrong]
-        title = (
-            "largest errors" if run.task is Task.regression else "other mistakes, the worst first"
-        )
+        title = f"{'other ' if shown else ''}mistakes, the worst first"
+        if run.task is Task.regression:
+            title = "largest errors"
         blocks.append(Block("cards", cards, title))
     texts = [_summary(run)]
     if shown:
