@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all format lint type check docs constraints image clean
+.PHONY: help setup servers demo test test-all format lint type check docs constraints image clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -40,6 +40,20 @@ $(READY): pyproject.toml constraints.txt
 	pip --no-build-isolation -e '.[dev]'; \
 	touch $(READY); \
 	echo "Installed in $$((SECONDS - started)) s; $(BIN)/tl is ready"
+
+# Debian's names of the packages; psql alone is no server, so look for initdb.
+servers: ## what tests of a team's server need: PostgreSQL, Chromium, Caddy (Debian, as root)
+	@missing=(); \
+	compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null \
+	  || missing+=(postgresql); \
+	command -v chromium chromium-browser google-chrome >/dev/null || missing+=(chromium); \
+	command -v caddy >/dev/null || missing+=(caddy); \
+	if [ $${#missing[@]} -gt 0 ]; then \
+	  echo "Installing $${missing[*]}"; \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  apt-get update -qq >/dev/null; \
+	  apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null; \
+	fi
 
 demo: $(READY) ## pretrain on digits 0-4, transfer to 5-9: the whole way in under 3 minutes
 	@$(BIN)/tl demo $(ARGS)
