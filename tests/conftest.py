@@ -12,7 +12,8 @@ from PIL import Image
 
 import tl  # noqa: F401  # sets the wait policy of OpenMP before torch is loaded
 
-pytest_plugins = ["servers"]  # real servers, for tests that ask for them
+# Real servers, and runs in a store, for tests that ask for them.
+pytest_plugins = ["servers", "registering"]
 REPO = Path(__file__).parents[1]
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40), "grey": (120,) * 3}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from tl.bundle import IMAGE_SUFFIXES
-from tl.config import DataConfig, DataFormat, TrainConfig, validate
+from tl.config import DataConfig, DataFormat, Task, TrainConfig, validate
 from tl.data import DataError, read_table
 from tl.data.sources import source_format
 from tl.data.stores import Images
@@ -65,8 +65,13 @@ class Finder:
     def __init__(self, registry: Registry, version: ModelVersion, root: str | None) -> None:
         self._registry, self._version, self._root = registry, version, root
 
-    def find(self, rows: pd.DataFrame) -> Found:
+    def find(self, rows: pd.DataFrame, task: Task, classes: Sequence[str]) -> Found:
         """Image of each row [path, sha256].
+
+        Args:
+            rows: Of the images.
+            task: What they are labelled with.
+            classes: Names of the labels.
 
         Raises:
             RegistryError: Some are nowhere; names them and where they were looked for.
@@ -80,7 +85,7 @@ class Finder:
             found |= _hashed(place, left)
             left -= set(found)
         if left:
-            found |= _of_table(config, left)
+            found |= _of_table(config, left, task, classes)
             left -= set(found)
         if left:
             names = rows.loc[rows["sha256"].isin(left), "path"].tolist()
@@ -133,14 +138,18 @@ def _hashed(root: Path, wanted: set[str]) -> dict[str, Place]:
     return found
 
 
-def _of_table(config: DataConfig, wanted: set[str]) -> dict[str, Place]:
+def _of_table(
+    config: DataConfig, wanted: set[str], task: Task, classes: Sequence[str]
+) -> dict[str, Place]:
     """Images that lie in a table or in shards, as the run read them."""
     try:
         if source_format(config) is DataFormat.folder:
             return {}
-        table = read_table(config, seed=0, cache_dir=None, required_splits=())
+        table = read_table(
+            config, seed=0, cache_dir=None, required_splits=(), classes=classes, task=task
+        )
     except DataError:
-        return {}
+        return {}  # what is missing is said by its name
     rows = table.rows[table.rows["sha256"].isin(wanted)].drop_duplicates("sha256")
     images = Images.of_rows(table.store, rows)
     return {digest: (images, i) for i, digest in enumerate(rows["sha256"])}

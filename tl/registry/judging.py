@@ -145,7 +145,7 @@ def judge(
                 "folder test or a column split (docs/data.md), and train it again"
             )
     if len(missing):
-        sources = Finder(registry, champion, root).find(missing)
+        sources = Finder(registry, champion, root).find(missing, Task(bundle.task), bundle.classes)
         table = pd.concat([table, _predicted(bundle, missing, sources, progress)])
     try:
         both = aligned(table.assign(split=split), wanted, split)

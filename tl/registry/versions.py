@@ -116,14 +116,12 @@ def ensure_model(registry: Registry, name: str, asked: Mapping[str, str]) -> Non
     client = registry.client
     model = model_named(registry, name)
     if model is None:
-        client.create_registered_model(name, tags=dict(asked))
+        _create(registry, name, asked)
         return
-    prompt = model.tags.get("mlflow.prompt.is_prompt") == "true"
     known = {key: model.tags.get(key) for key in asked}
     if not any(known.values()):
-        if prompt or client.search_model_versions(f"name = {_quoted(name)}", max_results=1):
-            kind = "a prompt" if prompt else "a model that tl register did not make"
-            raise RegistryError(f"the name {name!r} is taken by {kind}: choose another name")
+        if client.search_model_versions(f"name = {_quoted(name)}", max_results=1):
+            raise _taken(name, "a model that tl register did not make")
         for key, value in asked.items():  # made by hand, with nothing in it: somebody gave rights
             client.set_registered_model_tag(name, key, value)
         return
@@ -133,6 +131,22 @@ def ensure_model(registry: Registry, name: str, asked: Mapping[str, str]) -> Non
             f"the registered model {name!r} has another {what}: who uses it could not use this one "
             "in its place; choose another name"
         )
+
+
+def _create(registry: Registry, name: str, asked: Mapping[str, str]) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        registry.client.create_registered_model(name, tags=dict(asked))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        # Prompts have the same names, but are not found among the models.
+        raise _taken(name, "a prompt") from error
+
+
+def _taken(name: str, by: str) -> RegistryError:
+    return RegistryError(f"the name {name!r} is taken by {by}: choose another name")
 
 
 def same_bundle(registry: Registry, name: str, seal: str) -> ModelVersion | None:
