@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torchmetrics import SumMetric
 
 from tl.config import TlError
 from tl.finetuning import Phase, freeze, parameter_groups, set_modes, state_names
@@ -69,12 +70,16 @@ class TransferModule(pl.LightningModule):
         self.head_steps = self.batch_size = 0
         self.after_step: Callable[[], None] | None = None  # called where a batch is many steps
         self._modes: list[tuple[nn.Module, bool]] = []
+        self._unread: int | None = None  # images of val to come; None: all that come
         self.strict_loading = False  # checkpoints hold what trains, and nothing else
         self._finite: Tensor
         self.register_buffer("_finite", torch.tensor(True), persistent=False)
         self.objective = objective
         self.outputs = outputs
         self.scores = Scores(objective, outputs)
+        # Sums: torchmetrics' mean forgets its weights where it lets NaN through.
+        self.val_loss = SumMetric(nan_strategy="disable")
+        self.val_images = SumMetric(nan_strategy="disable")
         freeze(model, self.stages, phase)
 
     def read_values(self, split: Split, *, head_steps: int = 0, batch_size: int = 0) -> None:
@@ -193,16 +198,37 @@ class TransferModule(pl.LightningModule):
         sizes = [len(part) for part in torch.split(labels, self.batch_size)]
         return losses @ torch.tensor(sizes, dtype=losses.dtype, device=losses.device) / len(labels)
 
+    def on_validation_epoch_start(self) -> None:
+        """Count the images of this process that are no repeats."""
+        sampler = getattr(self.trainer.val_dataloaders, "sampler", None)
+        self._unread = getattr(sampler, "own", None)
+
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Loss without label smoothing, and scores."""
-        outputs, labels = self(batch), batch["label"]
+        """Loss without label smoothing, and scores.
+
+        Processes that share val read as many batches each, the last of them filled up with images
+        that others have read: those are no part of any figure.
+        """
+        outputs, labels, weights = self(batch), batch["label"], batch.get("weight")
         size = len(outputs)
-        loss = self.objective(outputs, self.objective.encode(labels), batch.get("weight"))
-        self.log("val/loss", loss, on_epoch=True, batch_size=size, sync_dist=True)
-        self.scores.update(outputs, labels)
+        if self._unread is not None:
+            size = min(size, self._unread)
+            self._unread -= size
+        if 0 < size < len(outputs):
+            outputs, labels = outputs[:size], labels[:size]
+            weights = None if weights is None else weights[:size]
+        loss = self.objective(outputs, self.objective.encode(labels), weights)
+        if size:
+            self.val_loss.update(loss * size)
+            self.val_images.update(size)
+            self.scores.update(outputs, labels)
 
     def on_validation_epoch_end(self) -> None:
-        """Scores of the task over all of val."""
+        """Loss and scores of the task over all of val."""
+        # Lightning's own mean over processes rounds the number of images of each down.
+        self.log("val/loss", self.val_loss.compute() / self.val_images.compute())
+        self.val_loss.reset()
+        self.val_images.reset()
         for name, value in self.scores.compute().items():
             self.log(f"val/{name}", value)
 

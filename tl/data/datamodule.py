@@ -163,34 +163,38 @@ class ImageDataModule(pl.LightningDataModule):
 
         A last batch of one image is dropped: BatchNorm has no variance of it.
         """
-        return self._loader("train", augment=True, shuffle=True)
+        return self._loader("train", augment=True, shuffle=True, shared=True)
 
     def val_dataloader(self) -> ImageLoader:
         """Images of val in the order of the table."""
-        return self.loader("val")
+        return self._loader("val", augment=False, shuffle=False, shared=True)
 
     def test_dataloader(self) -> ImageLoader:
         """Images of test in the order of the table."""
-        return self.loader("test")
+        return self._loader("test", augment=False, shuffle=False, shared=True)
 
     def predict_dataloader(self) -> ImageLoader:
         """All images in the order of the table."""
-        return self.loader("all")
+        return self._loader("all", augment=False, shuffle=False, shared=True)
 
     def loader(self, split: str, augment: bool = False) -> ImageLoader:
         """Images of a split in the order of the table, none left out.
+
+        Each process of a distributed job reads all of them, while those that a trainer asks for
+        are shared out.
 
         Args:
             split: `train`, `val`, `test` or `all`.
             augment: Change them as in epoch 0 of training.
         """
-        return self._loader(split, augment=augment, shuffle=False)
+        return self._loader(split, augment=augment, shuffle=False, shared=False)
 
-    def _loader(self, split: str, *, augment: bool, shuffle: bool) -> ImageLoader:
+    def _loader(self, split: str, *, augment: bool, shuffle: bool, shared: bool) -> ImageLoader:
         dataset = self.dataset(split, augment=augment)
-        devices, rank = self.trainer.world_size if self.trainer else 1, 0
-        if self.trainer and devices > 1:
-            rank = self.trainer.global_rank
+        devices, rank = 1, 0
+        if shared and self.trainer:
+            devices = self.trainer.world_size
+            rank = self.trainer.global_rank if devices > 1 else 0
         sampler = sampler_of(
             dataset.images,
             seed=self.seed,

@@ -79,6 +79,11 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         """What this process reads of an epoch."""
         return padded[self.rank :: self.num_replicas]
 
+    @property
+    def own(self) -> int:
+        """How many images of an epoch this process reads first: what comes after them repeats."""
+        return int((self._share(np.arange(self.total_size)) < self.images).sum())
+
     def order(self) -> tuple[int, torch.Tensor]:
         """The epoch as it is counted over all phases, and the images in it, one after the other."""
         epoch = self.epoch + self.epoch_offset

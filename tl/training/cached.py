@@ -198,8 +198,8 @@ class CachedDataModule(pl.LightningDataModule):
         return self._loader("val", shuffle=False, hold=True)
 
     def loader(self, split: str) -> DataLoader[dict[str, Any]]:
-        """Clean rows of a split in the order of the table."""
-        return self._loader(split, shuffle=False, hold=False)
+        """Clean rows of a split in the order of the table, all of them in each process."""
+        return self._loader(split, shuffle=False, hold=False, shared=False)
 
     def one_step_a_batch(self) -> None:
         """No batches of many steps: Lightning shares gradients between devices after each batch."""
@@ -231,7 +231,9 @@ class CachedDataModule(pl.LightningDataModule):
                 self._held[split] = [self.reading.linear_rows(view) for view in views]
         return self._held[split]
 
-    def _loader(self, split: str, *, shuffle: bool, hold: bool) -> DataLoader[dict[str, Any]]:
+    def _loader(
+        self, split: str, *, shuffle: bool, hold: bool, shared: bool = True
+    ) -> DataLoader[dict[str, Any]]:
         views = self.reading.rows[split]
         views = views if shuffle else views[:1]
         offset = self.images.epoch_offset if shuffle else 0
@@ -250,7 +252,7 @@ class CachedDataModule(pl.LightningDataModule):
             held = HeldDataset(self._hold(split, views), targets, weights, offset)
             return DataLoader(held, batch_size=None, sampler=order, collate_fn=_as_it_is)
         dataset = CachedDataset(views, self.reading.names, targets, weights, offset)
-        devices = self.trainer.world_size if self.trainer else 1
+        devices = self.trainer.world_size if shared and self.trainer else 1
         sampler = EpochSampler(
             len(dataset),
             seed=self.images.seed,
@@ -258,7 +260,7 @@ class CachedDataModule(pl.LightningDataModule):
             epoch_offset=offset,
             weights=draws,
             num_replicas=devices,
-            rank=self.trainer.global_rank if self.trainer and devices > 1 else 0,
+            rank=self.trainer.global_rank if devices > 1 and self.trainer else 0,
         )
         batch = self.rows_per_batch()
         if not self.reading.step_rows:
