@@ -18,6 +18,9 @@ from compose import REPO, composed, variables
 from mlflow.exceptions import MlflowException
 from mlflow.server.auth.client import AuthServiceClient
 
+from tl.config import TrackingConfig
+from tl.tracking import start_run, sync_run
+
 PASSWORD = "a password of the tests"
 HOSTED = {
     "DATABASE_PASSWORD": "x",
@@ -145,6 +148,111 @@ def test_other_host_names_are_refused(team):
     page = f"{team.url}/"
     for host, code in (("mlflow.example.com", 401), ("evil.example.com", 403)):
         assert requests.get(page, headers={"Host": host}, timeout=20).status_code == code
+
+
+# --- jobs ---------------------------------------------------------------------------------------
+
+JOB = """
+import sys
+from pathlib import Path
+
+from tl.config import TrackingConfig
+from tl.fingerprints import images_sha256
+from tl.tracking import start_run
+
+url, folder, number = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+out = folder / f"job-{number}"
+config = TrackingConfig(uri=url, system_metrics=False)
+labels = {"experiment": "eight at once", "run_name": f"job {number}"}
+splits = {"train": {"images": 9, "sha256": images_sha256(["a"])}}
+with start_run(config, **labels, output_dir=out, resume=False) as run:
+    run.log_params({"number": number})
+    run.log_dataset({"root": "/photos", "splits": splits, "counts": {"train": {"a": 9}}})
+    for step in range(400):
+        run.log_metrics({"train/loss": number + step / 1000, "lr": 0.1}, step=step)
+    (out / "model.bin").write_bytes(bytes([number]) * 300_000)
+    run.log_file(out / "model.bin", "bundle")
+    run.log_text(f"job {number}", "notes.txt")
+print("done")
+"""
+
+
+def test_eight_jobs_at_once(team, admin, tmp_path):
+    env = {**os.environ, "PYTHONPATH": str(REPO)}
+    command = [sys.executable, "-c", JOB, team.url, tmp_path]
+    started = [
+        subprocess.Popen(
+            [*map(str, command), str(number)],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(8)
+    ]
+    said = [process.communicate(timeout=400) for process in started]
+    assert [process.returncode for process in started] == [0] * 8, said
+    for number, (_, errors) in enumerate(said):  # on a busy machine some have to wait
+        assert not errors or "tl sync" in errors
+        assert sync_run(tmp_path / f"job-{number}").waiting == 0
+    named = [e for e in admin.search_experiments() if e.name == "eight at once"]
+    assert len(named) == 1
+    runs = admin.search_runs([named[0].experiment_id])
+    assert len(runs) == 8
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert sorted(run.data.params["number"] for run in runs) == [*map(str, range(8))]
+    for run in runs:
+        number = int(run.data.params["number"])
+        losses = admin.get_metric_history(run.info.run_id, "train/loss")
+        assert [m.step for m in losses] == [*range(400)]
+        assert [m.value for m in losses] == pytest.approx([number + s / 1000 for s in range(400)])
+        assert len(run.inputs.dataset_inputs) == 1
+        file = admin.download_artifacts(run.info.run_id, "bundle/model.bin")
+        assert Path(file).read_bytes() == bytes([number]) * 300_000
+        assert not (tmp_path / f"job-{number}/spool").exists(), "all was taken"
+    # One data set, made once, in all eight
+    digests = {run.inputs.dataset_inputs[0].dataset.digest for run in runs}
+    assert len(digests) == 1
+
+
+def tracked(team, folder, experiment="of the admin"):
+    config = TrackingConfig(uri=team.url, system_metrics=False)
+    labels = {"experiment": experiment, "run_name": "job"}
+    return start_run(config, **labels, output_dir=folder, resume=False)
+
+
+def test_a_job_outlives_a_wrong_password(team, admin, monkeypatch, tmp_path, caplog):
+    login(team, monkeypatch, "admin", "mistyped")
+    with tracked(team, tmp_path / "job", "with a wrong password") as run:
+        run.log_metrics({"val/acc": 0.5}, step=1)
+    assert run.run_id is None
+    assert "tl sync" in caplog.text
+    assert "401" in caplog.text or "not authenticated" in caplog.text
+    login(team, monkeypatch, "admin", PASSWORD)
+    assert sync_run(tmp_path / "job").waiting == 0
+    (found,) = admin.search_runs(
+        [admin.get_experiment_by_name("with a wrong password").experiment_id]
+    )
+    assert found.data.metrics == {"val/acc": 0.5}
+    assert found.info.status == "FINISHED"
+
+
+def test_a_job_of_a_user_without_rights_waits_for_them(team, admin, monkeypatch, tmp_path, caplog):
+    number = admin.create_experiment("closed")
+    users = AuthServiceClient(team.url)
+    users.create_user("guest", "password of a guest")
+    login(team, monkeypatch, "guest", "password of a guest")
+    with tracked(team, tmp_path / "job", "closed") as run:
+        run.log_metrics({"val/acc": 0.5}, step=1)
+    assert "ermission denied" in caplog.text
+    assert "tl sync" in caplog.text
+    login(team, monkeypatch, "admin", PASSWORD)
+    assert admin.search_runs([number]) == []
+    users.grant_user_permission("guest", "experiment", number, "EDIT")
+    login(team, monkeypatch, "guest", "password of a guest")
+    assert sync_run(tmp_path / "job").waiting == 0
+    (found,) = admin.search_runs([number])
+    assert (found.info.status, found.data.metrics) == ("FINISHED", {"val/acc": 0.5})
 
 
 # --- TLS ----------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 # Start MLflow's server with users. Everything comes from the environment; see compose.yaml.
 set -eu
 
-# Users and their rights are in the same database, so that one dump has everything.
+# Users and their rights are in the same database, so that one dump has everything. A password is
+# checked anew after half a minute: each check takes a tenth of a second, more than the rest of a request.
 umask 077
 MLFLOW_AUTH_CONFIG_PATH=${MLFLOW_AUTH_CONFIG_PATH:-${TMPDIR:-/tmp}/mlflow-auth.ini}
 export MLFLOW_AUTH_CONFIG_PATH
@@ -10,6 +11,7 @@ cat > "$MLFLOW_AUTH_CONFIG_PATH" <<INI
 [mlflow]
 default_permission = ${DEFAULT_PERMISSION:-READ}
 database_uri = $MLFLOW_BACKEND_STORE_URI
+auth_cache_ttl_seconds = ${AUTH_CACHE_SECONDS:-30}
 INI
 
 # The bucket, where it is not there yet: a page that lists files needs it before the first upload.
