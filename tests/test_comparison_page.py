@@ -387,8 +387,16 @@ def test_is_whole_without_scripts(look):
         assert page.locator("#controls").is_hidden()
 
 
-def test_prints_the_table_and_leaves_the_controls_out(look):
-    with look(comparison(12)) as page:
+def test_prints_table_and_plots_and_leaves_the_controls_out(look):
+    with look(comparison(12), color_scheme="dark") as page:
+        page.evaluate(
+            """addEventListener('beforeprint', () => {
+            window.stills = [...document.querySelectorAll('.still')].map(s => s.src.length); })"""
+        )
+        assert page.pdf().startswith(b"%PDF")
+        assert len(page.evaluate("stills")) == 7
+        assert min(page.evaluate("stills")) > 5_000
+        assert page.locator(".still").count() == 0
         page.emulate_media(media="print", color_scheme="dark")
         assert page.locator("#controls").is_hidden()
         assert page.locator("#table").is_visible()

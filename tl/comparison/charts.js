@@ -43,13 +43,14 @@ async function drawCost() {
     ...runs, line_color: { field: "colour" }, line_alpha: { field: "whisker" }, line_width: 1.5,
     selection_line_alpha: 1, nonselection_line_alpha: 0.08,
   });
-  fig.step({ field: "x" }, { field: "y" }, "after", { source: steps, line_color: style("soft"), line_dash: "dashed", line_width: 1.5 });
+  const line = fig.step({ field: "x" }, { field: "y" }, "after", { source: steps, line_dash: "dashed", line_width: 1.5 });
+  follow(line, { line_color: "soft" });
   const points = fig.scatter({ field: "cost" }, { field: "value" }, {
     ...runs, size: { field: "size" }, marker: { field: "marker" }, fill_color: { field: "colour" },
-    line_color: style("back"), fill_alpha: { field: "alpha" }, line_alpha: 0.8,
-    selection_fill_alpha: 1, selection_line_color: style("text"), selection_line_width: 2,
+    fill_alpha: { field: "alpha" }, line_alpha: 0.8, selection_fill_alpha: 1, selection_line_width: 2,
     nonselection_fill_alpha: 0.2, hover_fill_alpha: 1,
   });
+  follow(points, { line_color: "back" });
   pick(fig, [points]);
   drawFront();
   await place("cost", fig);
@@ -86,10 +87,12 @@ async function drawCurves() {
   const runs = runsSource("curves");
   const fig = figure({ x_axis_label: "epoch, over all phases", y_axis_label: metric }, TIP);
   const drawn = threads(fig, runs, "xs", "ys");
-  fig.vspan({ field: "x" }, { source: marks, line_color: style("soft"), line_dash: "dotted" });
-  fig.text({ field: "x" }, { field: "y" }, { field: "phase" }, {
-    source: marks, text_color: style("soft"), text_font_size: "12px", x_offset: 3,
+  const uprights = fig.vspan({ field: "x" }, { source: marks, line_dash: "dotted" });
+  follow(uprights, { line_color: "soft" });
+  const phases = fig.text({ field: "x" }, { field: "y" }, { field: "phase" }, {
+    source: marks, text_font_size: "12px", x_offset: 3,
   });
+  follow(phases, { text_color: "soft" });
   pick(fig, [drawn]);
   drawMarks();
   await place("curves", fig);
@@ -104,12 +107,12 @@ async function drawVaried() {
     height: 420, x_range: new Bokeh.Range1d({ start: -0.25, end: count - 0.4 }),
     y_range: new Bokeh.Range1d({ start: -0.06, end: 1.06 }),
   }, TIP, { percent: false });
-  fig.vspan(data.axes.map((_, k) => k), { line_color: style("soft"), line_width: 1.5 });
+  follow(fig.vspan(data.axes.map((_, k) => k), { line_width: 1.5 }), { line_color: "soft" });
   const drawn = threads(fig, runs, "ax", "ay");
-  fig.text(ticks.map((t) => t.k), ticks.map((t) => t.y), ticks.map((t) => short(t.text)), {
-    text_color: style("text"), text_font_size: "12px", x_offset: 6, text_baseline: "middle",
-    background_fill_color: style("back"), background_fill_alpha: 0.75,
+  const values = fig.text(ticks.map((t) => t.k), ticks.map((t) => t.y), ticks.map((t) => short(t.text)), {
+    text_font_size: "12px", x_offset: 6, text_baseline: "middle", background_fill_alpha: 0.75,
   });
+  follow(values, { text_color: "text", background_fill_color: "back" });
   for (const axis of [...fig.left]) axis.visible = false;
   for (const grid of fig.center) if ("grid_line_color" in grid.properties) grid.visible = false;
   for (const axis of fig.below) {
@@ -127,16 +130,17 @@ const short = (text, most = 18) => text.length > most ? `${text.slice(0, most - 
 let panels = [];
 
 async function startPanels() {
-  for (const panel of panels) panel.element.remove();
   panels = Array.from({ length: PANELS }, () => ({ source: new Bokeh.ColumnDataSource({ data: { x: [], y: [], images: [], size: [] } }) }));
   for (const [k, panel] of panels.entries()) {
     const fig = figure({
       height: 240, x_range: new Bokeh.Range1d({ start: 0, end: 1.06 }), y_range: new Bokeh.Range1d({ start: -0.05, end: 1.07 }),
       x_axis_label: "how sure it was", y_axis_label: "share right",
     }, [["sure", "@x{0.00}"], ["right", "@y{0.00}"], ["images", "@images"]], { tools: "", percent: false });
-    fig.line([0, 1], [0, 1], { line_color: style("soft"), line_dash: "dashed" });
-    fig.line({ field: "x" }, { field: "y" }, { source: panel.source, line_color: style("blue"), line_width: 2 });
-    const points = fig.scatter({ field: "x" }, { field: "y" }, { source: panel.source, size: { field: "size" }, fill_color: style("blue"), line_color: style("back") });
+    const columns = [{ field: "x" }, { field: "y" }];
+    follow(fig.line([0, 1], [0, 1], { line_dash: "dashed" }), { line_color: "soft" });
+    follow(fig.line(...columns, { source: panel.source, line_width: 2 }), { line_color: "blue" });
+    const points = fig.scatter(...columns, { source: panel.source, size: { field: "size" } });
+    follow(points, { fill_color: "blue", line_color: "back" });
     pick(fig, [points]);
     panel.title = make("h3");
     panel.element = make("div", {}, panel.title, make("div", { className: "plot", id: `plot-panel${k}` }));
@@ -168,7 +172,6 @@ function drawPanels() {
   });
 }
 
-/* Everything anew: at the start, and when light and dark change. */
 async function draw() {
   await Promise.all([at("cost-of") && drawCost(), at("plot-curves") && drawCurves(),
     at("plot-varied") && drawVaried(), at("panels") && startPanels()]);
@@ -217,8 +220,24 @@ if (at("cost-of")) {
   at("cost-of").addEventListener("change", drawCost);
 }
 at("colour")?.addEventListener("change", refresh);
-dark.addEventListener("change", draw);
-addEventListener("beforeprint", () => { if (dark.matches) { printing = true; draw(); } });
-addEventListener("afterprint", () => { if (printing) { printing = false; draw(); } });
+let onScreen = style("back"); // the print styles have another
+dark.addEventListener("change", () => { onScreen = style("back"); recolour(); refresh(); });
+
+/* Paper has another width, and the browser does not wait for a canvas: print pictures of the plots,
+   as they are on the screen. */
+addEventListener("beforeprint", () => {
+  for (const [id, view] of figures) {
+    const { canvas } = view.export("png");
+    const picture = make("canvas", { width: canvas.width, height: canvas.height });
+    const pen = picture.getContext("2d");
+    pen.fillStyle = onScreen;
+    pen.fillRect(0, 0, canvas.width, canvas.height);
+    pen.drawImage(canvas, 0, 0);
+    at(`plot-${id}`).append(make("img", { className: "still", src: picture.toDataURL(), alt: "" }));
+  }
+});
+addEventListener("afterprint", () => {
+  for (const still of document.querySelectorAll(".still")) still.remove();
+});
 Bokeh.set_log_level("warn");
 draw();

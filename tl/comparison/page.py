@@ -40,7 +40,12 @@ COSTS = {
     "trainable_parameters": "trained parameters",
     "bytes": "bytes of the weights",
 }
-OPTIONAL = {"baseline": None, "reference": None, "pair": None, "family_pairs": []}
+OPTIONAL: Mapping[str, Any] = {
+    "baseline": None,
+    "reference": None,
+    "pair": None,
+    "family_pairs": [],
+}
 MOST_PAIRS = 200  # rows of the table of pairs; compare.json has all
 
 

@@ -11,10 +11,9 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 const figures = new Map();
 let chosenNow = [];
 let passing = data.runs.map((_, i) => i);
-let printing = false;
 
-const style = (name) => printing && dark.matches ? { text: "#111", soft: "#444", line: "#ccc", blue: "#0072b2" }[name]
-  : getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+const inks = []; // [model, { property: name of a colour }]: what changes with light and dark
 const shownValue = (value) => value === null ? "–"
   : data.percent ? `${(100 * value).toFixed(1)} %` : value.toPrecision(4);
 const missing = (value) => value ?? NaN;
@@ -102,6 +101,7 @@ const seen = () => passing.length === data.runs.length ? new Bokeh.AllIndices()
 
 function figure(options, tips, { tools = "tap", percent = true } = {}) {
   const fig = Plotting.figure({
+    background_fill_color: null, border_fill_color: null, outline_line_color: null,
     sizing_mode: "stretch_width", height: 380, toolbar_location: null, output_backend: "canvas",
     tools: coarse ? tools : `${tools},box_zoom`, ...options,
   });
@@ -113,9 +113,18 @@ function figure(options, tips, { tools = "tap", percent = true } = {}) {
 const lines = { line_color: { field: "colour" }, line_alpha: { field: "thread" }, line_width: { field: "width" } };
 const marked = { selection_line_alpha: 1, selection_line_width: 3.5, nonselection_line_alpha: 0.12, hover_line_alpha: 1, hover_line_width: 3 };
 
+/* Give a part of a plot colours of the page, now and when they change. */
+function follow({ glyph }, names) {
+  inks.push([glyph, names]);
+  ink(glyph, names);
+}
+
+function ink(glyph, names) {
+  glyph.setv(Object.fromEntries(Object.entries(names).map(([key, name]) => [key, { value: style(name) }])));
+}
+
 function paint(fig) {
   const [text, soft, line] = ["text", "soft", "line"].map(style);
-  fig.setv({ background_fill_color: null, border_fill_color: null, outline_line_color: null });
   for (const axis of [...fig.below, ...fig.left]) {
     axis.setv({
       axis_label_text_color: text, major_label_text_color: soft, axis_line_color: soft,
@@ -124,6 +133,11 @@ function paint(fig) {
     });
   }
   for (const grid of fig.center) if ("grid_line_color" in grid.properties) grid.grid_line_color = line;
+}
+
+function recolour() {
+  for (const view of figures.values()) paint(view.model);
+  for (const [glyph, names] of inks) ink(glyph, names);
 }
 
 /* Show a figure in its place on the page, instead of the one before. */
