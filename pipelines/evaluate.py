@@ -52,8 +52,8 @@ def evaluate(config: EvaluateConfig) -> Report:
     targets, classes, told = table.targets(rows), bundle.classes, bundle.outputs
     meant: dict[str, Any] = {"task": table.task, "thresholds": told.thresholds or None}
     promised = {"temperature": told.temperature, "abstain": told.abstain, "scale": told.std}
-    groups = rows.get("group")
-    report = judging.evaluate(outputs, targets, classes, split, groups=groups, **promised, **meant)
+    more: dict[str, Any] = {**meant, **promised, "groups": rows.get("group")}
+    report = judging.evaluate(outputs, targets, classes, split, **more)
     said = judging.predictions_table(rows, outputs, classes, targets=targets, **meant)
 
     name = f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}_evaluate_{table.root.name}"

@@ -146,7 +146,7 @@ def _worst_group(report: Report) -> str:
         return ""
     value = m[names[0]]
     large = report.groups[~report.groups["small"]]
-    name = clean(str(large.loc[(large["value"] - value).abs().idxmin(), "group"]))
+    name = clean(str(large["group"].iloc[int((large["value"] - value).abs().argmin())]))
     low, high = m[f"{names[0]}_low"], m[f"{names[0]}_high"]
     what = {"acc": "accuracy", "hamming": "wrong decisions", "mae": "mean absolute error"}
     said = what[names[0].removeprefix("worst_group_")]

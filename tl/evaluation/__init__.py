@@ -7,7 +7,7 @@ number); nothing here knows a network or a file.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -78,7 +78,7 @@ def evaluate(
     temperature: Temperature | float | None = None,
     chose_temperature: bool = False,
     abstain: Limit | None = None,
-    groups: Sequence[object] | None = None,
+    groups: Iterable[object] | None = None,
 ) -> Report:
     """Judge the predictions for one split.
 
@@ -125,6 +125,8 @@ def evaluate(
     if task is Task.multi:
         report = judge_multi(outputs, targets, classes, split, thresholds, **more)
     else:
-        sure_from = limit and (math.inf if limit.threshold is None else limit.threshold)
+        sure_from = None
+        if limit is not None:
+            sure_from = math.inf if limit.threshold is None else limit.threshold
         report = judge_single(outputs, targets, classes, split, sure_from=sure_from, **more)
     return replace(report, temperature=temperature, abstain=limit)

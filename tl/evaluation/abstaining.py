@@ -81,9 +81,9 @@ def choose_abstain(
         note = f"no score guarantees a precision of {wanted} on {len(scores)} images of val"
         return Abstain(precision, None, note)
     threshold = float(ranked[last]) if last < len(ranked) - 1 else 0.0
-    share = f"{100 * (last + 1) / len(ranked):.0f} %"
+    part = f"{100 * (last + 1) / len(ranked):.0f} %"
     note = (
         f"answers with a score of {threshold:.3f} or more are right in at least {wanted} of images "
-        f"like those of val (95 % confidence): {share} of val"
+        f"like those of val (95 % confidence): {part} of val"
     )
     return Abstain(precision, threshold, note)

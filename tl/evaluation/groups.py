@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ SMALL = 10  # images below which a group is no candidate for the worst
 
 
 def by_group(
-    values: NDArray[np.float64], groups: Sequence[object], confidence: float = 0.95
+    values: NDArray[np.float64], groups: Iterable[object], confidence: float = 0.95
 ) -> pd.DataFrame | None:
     """The mean of a figure in each group, with an interval; None where no image has a group.
 
@@ -69,7 +69,7 @@ def worst_group(table: pd.DataFrame | None, name: str, *, lowest: bool) -> dict[
     large = table[~table["small"]]
     if len(large) < 2:
         return {"groups": float(len(table))}
-    worst = large.loc[large["value"].idxmin() if lowest else large["value"].idxmax()]
+    worst = large.sort_values("value", ascending=lowest, kind="stable").iloc[0]
     return {
         f"worst_group_{name}": float(worst["value"]),
         f"worst_group_{name}_low": float(worst["low"]),

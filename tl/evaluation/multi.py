@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -36,7 +36,7 @@ def judge_multi(
     *,
     held_out: ArrayLike | None = None,
     uncalibrated: ArrayLike | None = None,
-    groups: Sequence[object] | None = None,
+    groups: Iterable[object] | None = None,
 ) -> Report:
     """Judge the predictions of several labels an image; see `tl.evaluation.evaluate`."""
     p, y = checked(probabilities, targets, classes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ def judge_regression(
     split: str,
     scale: float,
     *,
-    groups: Sequence[object] | None = None,
+    groups: Iterable[object] | None = None,
 ) -> Report:
     """Judge predicted numbers; see `tl.evaluation.evaluate`."""
     v, t = checked(values, targets)

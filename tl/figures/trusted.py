@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tl.config import Task
 from tl.figures.page import BLUE, GREEN, GREY, ORANGE, page, short
@@ -61,8 +62,10 @@ def save_calibration(report: Report, path: Path) -> None:
         axes.tick_params(labelbottom=False)
         axes.grid(color="#e4e4e4", linewidth=0.6)
         axes.set_axisbelow(True)
-        place = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0)}
-        axes.legend(title="calibration error", title_fontsize=8, **place)  # type: ignore[arg-type]
+        axes.legend(
+            loc="upper left", bbox_to_anchor=(1.02, 1.0), title="calibration error",
+            title_fontsize=8,
+        )  # fmt: skip
         low_ece, high_ece = m["ece_low"], m["ece_high"]
         axes.set_title(
             f"{report.split}: calibration error {m['ece']:.3f}\n"
@@ -74,7 +77,7 @@ def _bars(axes: Axes, bins: pd.DataFrame, name: str) -> None:
     """Accuracy of each bin with its Wilson interval: a bin of few images says little."""
     from tl.evaluation import wilson
 
-    low, high = wilson(bins["accuracy"] * bins["images"], bins["images"].to_numpy())
+    low, high = wilson((bins["accuracy"] * bins["images"]).to_numpy(), bins["images"].to_numpy())
     reach = np.abs(np.stack([bins["accuracy"] - low, high - bins["accuracy"]]))
     axes.errorbar(
         bins["confidence"], bins["accuracy"], yerr=reach, fmt="o", color=BLUE, markersize=4,
@@ -133,10 +136,10 @@ def _with_ends(metrics: dict[str, float], name: str) -> str:
 def _draw(
     roc: Axes,
     pr: Axes,
-    scores: np.ndarray,
-    present: np.ndarray,
+    scores: NDArray[np.float64],
+    present: NDArray[np.bool_],
     name: str,
-    **style: object,
+    **style: Any,
 ) -> None:
     from sklearn.metrics import precision_recall_curve, roc_curve
 
