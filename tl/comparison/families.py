@@ -32,20 +32,28 @@ class Family:
     seeds: tuple[int | None, ...]
 
 
-def family_values(family: Family, values: Mapping[str, float], confidence: float) -> dict[str, Any]:
+def family_values(family: Family, groups: Sequence[Group], confidence: float) -> dict[str, Any]:
     """Mean, spread and interval of a family, as `compare.json` has them.
 
-    The interval is Student's, of the mean over seeds on these images: with two or three seeds it
-    is wide, and rightly so.
+    The interval is of the mean over other seeds and other images: with two or three seeds that
+    differ it is wide, and rightly so. Where the seeds have other images each, their spread alone
+    says what both do.
     """
+    values = {run: v for group in groups for run, v in zip(group.ids, group.values, strict=True)}
     numbers = np.array([values[run] for run in family.ids if run in values])
     mean = std = low = high = None
     if len(numbers):
         mean = float(numbers.mean())
-    if len(numbers) > 1:
+    if len(numbers) > 1 and mean is not None:
         std = float(numbers.std(ddof=1))
-        reach = std * float(t.ppf((1 + confidence) / 2, len(numbers) - 1)) / math.sqrt(len(numbers))
-        low, high = numbers.mean() - reach, numbers.mean() + reach
+        whole = [group for group in groups if {*family.ids} <= {*group.ids}]
+        if whole:
+            rows = [whole[0].ids.index(run) for run in family.ids]
+            variance, degrees = _uncertainty(whole[0], rows)
+        else:
+            variance, degrees = std**2 / len(numbers), len(numbers) - 1.0
+        reach = float(t.ppf((1 + confidence) / 2, degrees)) * math.sqrt(variance)
+        low, high = mean - reach, mean + reach
     return {
         "name": family.name,
         "runs": [*family.ids],
@@ -90,22 +98,11 @@ def family_pairs(
 
 
 def _pair(group: Group, a: list[int], b: list[int], confidence: float) -> dict[str, Any]:
-    """Images and seeds as two crossed samples; the part that both count is taken out once.
-
-    Source: S. R. Searle, G. Casella, C. E. McCulloch, "Variance components", 1992, section 4.7;
-    degrees of freedom: F. E. Satterthwaite, Biometrics Bulletin 2 (1946).
-    """
-    sides = [np.array([group.values[i] for i in rows]) for rows in (a, b)]
-    difference = float(sides[0].mean() - sides[1].mean())
-    seeds = [float(side.var(ddof=1) / len(side)) for side in sides]
-    images, both = _of_images(group, a, b)
-    parts = [*seeds, images, both]
-    variance = max(sum(seeds) + images - both, sum(seeds), images)
-    many = max(len(group.truth) - 1, 1)
-    free = [len(a) - 1, len(b) - 1, many, many * (len(a) + len(b) - 2)]
+    means = [np.mean([group.values[i] for i in rows]) for rows in (a, b)]
+    difference = float(means[0] - means[1])
+    variance, degrees = _uncertainty(group, a, b)
     if variance <= 0:
         return {"difference": difference, "low": difference, "high": difference, "p": 1.0}
-    degrees = max(variance**2 / sum(v**2 / n for v, n in zip(parts, free, strict=True)), 1.0)
     error = math.sqrt(variance)
     reach = float(t.ppf((1 + confidence) / 2, degrees)) * error
     return {
@@ -116,16 +113,37 @@ def _pair(group: Group, a: list[int], b: list[int], confidence: float) -> dict[s
     }
 
 
-def _of_images(group: Group, a: list[int], b: list[int]) -> tuple[float, float]:
-    """Variance of the difference by the draw of images, and what seeds have counted of it."""
+def _uncertainty(group: Group, *families: list[int]) -> tuple[float, float]:
+    """Variance of the mean of one family, or of the difference of two, and degrees of freedom.
+
+    Images and seeds are two crossed samples; the part that both count is taken out once.
+
+    Source: S. R. Searle, G. Casella, C. E. McCulloch, "Variance components", 1992, section 4.7;
+    degrees of freedom: F. E. Satterthwaite, Biometrics Bulletin 2 (1946).
+    """
+    values = [np.array([group.values[i] for i in rows]) for rows in families]
+    seeds = [float(side.var(ddof=1) / len(side)) for side in values]
+    images, both = _of_images(group, families)
+    variance = max(sum(seeds) + images - both, sum(seeds), images)
+    many = max(len(group.truth) - 1, 1)
+    free = [len(rows) - 1 for rows in families]
+    parts = zip([*seeds, images, both], [*free, many, many * sum(free)], strict=True)
+    doubt = sum(part**2 / number for part, number in parts)
+    return variance, max(variance**2 / doubt, 1.0) if doubt > 0 else 1.0
+
+
+def _of_images(group: Group, families: Sequence[list[int]]) -> tuple[float, float]:
+    """Variance by the draw of images, and what seeds have counted of it."""
+    signs = (1, -1)[: len(families)]
     if group.drawn is not None and group.metric == "map":  # no figure of one image: nothing twice
-        drawn = group.drawn[:, a].mean(axis=1) - group.drawn[:, b].mean(axis=1)
+        means = [group.drawn[:, rows].mean(axis=1) for rows in families]
+        drawn = np.sum([sign * mean for sign, mean in zip(signs, means, strict=True)], axis=0)
         return float(np.nanvar(drawn, ddof=1)), 0.0
-    one, other = (np.stack([group.sides[i].values for i in rows]) for rows in (a, b))
-    images = one.shape[1]
-    each = one.mean(axis=0) - other.mean(axis=0)
+    sides = [np.stack([group.sides[i].values for i in rows]) for rows in families]
+    each = np.sum([s * side.mean(axis=0) for s, side in zip(signs, sides, strict=True)], axis=0)
+    images = len(group.truth)
     spread = float(each.var(ddof=1)) if images > 1 else 0.0
-    return spread / images, _interaction(one) + _interaction(other)
+    return spread / images, sum(_interaction(side) for side in sides)
 
 
 def _interaction(values: NDArray[np.float64]) -> float:

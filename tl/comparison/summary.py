@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tl.comparison.words import NAMES, difference_words, some_names, value_words
+from tl.comparison.words import NAMES, counted, difference_words, some_names, value_words
 
 MANY = 5  # runs on one test split from which choosing the best flatters it worth saying
 
@@ -34,12 +34,12 @@ def _best(found: Mapping[str, Any], main: Sequence[Mapping[str, Any]]) -> str:
     what = f"{NAMES[metric]} on {images:,} {found['split']} images"
     if len(main) == 1:
         return f"{best['name']}: {what} {value} ({ends}); there is no other run to compare it with."
-    return f"{highest} {what} of {len(main):,} runs: {best['name']} with {value} ({ends})."
+    return f"{highest} {what} of {len(main):,} runs: {best['short']} with {value} ({ends})."
 
 
 def _verdicts(found: Mapping[str, Any], main: Sequence[Mapping[str, Any]]) -> list[str]:
     """Of the reference against each other run of its group."""
-    names = {run["id"]: run["name"] for run in main}
+    names = {run["id"]: run["short"] for run in main}
     reference = found["reference"]
     beaten: list[str] = []
     better: list[str] = []
@@ -81,8 +81,8 @@ def _beyond(found: Mapping[str, Any]) -> list[str]:
         won = [p for p in pairs if p["verdict"] == "a"]
         best = found["families"][pairs[0]["a"]]["name"]
         return [
-            f"Over several seeds {best} has the best mean; it beats {len(won):,} of {len(pairs):,} "
-            "other settings, also beyond these seeds."
+            f"Over several seeds {best} has the best mean; beyond these seeds it beats "
+            f"{len(won) or 'none'} of {len(pairs):,} other settings."
         ]
     seeds = {run["seed"] for run in found["runs"] if run["group"] == 0}
     count = sum(run["group"] == 0 for run in found["runs"])
@@ -109,7 +109,7 @@ def _cautions(found: Mapping[str, Any], main: Sequence[Mapping[str, Any]]) -> li
         )
     copies = found["groups"][0]["copies"]
     if copies:
-        texts.append(f"{copies:,} copies of other images were counted once.")
+        texts.append(f"{counted(copies, 'image')} came more than once, and counted once.")
     return texts
 
 
@@ -120,11 +120,12 @@ def _others(found: Mapping[str, Any], left: Sequence[Mapping[str, Any]]) -> list
         count = sum(len(group["runs"]) for group in others)
         word = "group is" if len(others) == 1 else "groups are"
         texts.append(
-            f"{count:,} more runs in {len(others):,} other {word} not comparable with these: other "
-            "images, labels or classes."
+            f"{counted(count, 'more run')} in {len(others):,} other {word} not comparable with "
+            "these: other images, labels or classes."
         )
     if left:
         reasons = {run["why_not"] for run in left}
         why = f": {next(iter(reasons))}" if len(reasons) == 1 else "; each says why"
-        texts.append(f"{len(left):,} runs are left out{why}.")
+        are = "is" if len(left) == 1 else "are"
+        texts.append(f"{counted(len(left), 'run')} {are} left out{why}.")
     return texts

@@ -14,7 +14,7 @@ from tl.comparison.judging import Group, groups_of, pair_values
 from tl.comparison.reading import Said
 from tl.comparison.summary import summary_of
 from tl.comparison.varied import families_of, family_name, seed_of, varied
-from tl.comparison.words import incomparable_words
+from tl.comparison.words import incomparable_words, short_names
 from tl.evaluation import Sheet, calibration_error
 from tl.evaluation.sheets import why_not
 
@@ -61,7 +61,7 @@ def values_of(runs: Sequence[Said], asked: Request) -> dict[str, Any]:
     split = asked.split or ("test" if any("test" in run.sheets for run in runs) else "val")
     sheets = {run.record.id: run.sheets[split] for run in runs if split in run.sheets}
     groups = groups_of(sheets, asked.baseline, asked.confidence)
-    names = {run.record.id: run.record.name for run in runs}
+    names = short_names({run.record.id: run.record.name for run in runs})
     records = {run.record.id: run.record for run in runs}
     inside = [records[run] for group in groups for run in group.ids]
     settings = varied(inside or [run.record for run in runs])
@@ -86,8 +86,8 @@ def values_of(runs: Sequence[Said], asked: Request) -> dict[str, Any]:
         "pair": [main.ids[place] for place in pair] if main and pair else None,
         "optimism": main.optimism if main else None,
         "groups": [_group_values(group) for group in groups],
-        "runs": _runs(runs, groups, sheets, families, settings, split),
-        "families": _family_list(families, groups, asked.confidence),
+        "runs": _runs(runs, groups, sheets, families, settings, split, names),
+        "families": [family_values(family, groups, asked.confidence) for family in families],
         "family_pairs": family_pairs(families, main, asked.confidence) if main else [],
         "pairs": [
             *(pair_values(g, p, names, asked.confidence) for g in groups for p in g.pairs),
@@ -111,13 +111,6 @@ def _families(records: Sequence[Any], settings: Sequence[str]) -> list[Family]:
             for family in families_of(records, settings)
         )
     ]
-
-
-def _family_list(
-    families: Sequence[Family], groups: Sequence[Group], confidence: float
-) -> list[dict[str, Any]]:
-    known = {run: v for g in groups for run, v in zip(g.ids, g.values, strict=True)}
-    return [family_values(family, known, confidence) for family in families]
 
 
 def _asked_pair(group: Group | None, baseline: str | None) -> tuple[int, int] | None:
@@ -164,6 +157,7 @@ def _runs(
     families: Sequence[Family],
     settings: Sequence[str],
     split: str,
+    names: Mapping[str, str],
 ) -> list[dict[str, Any]]:
     """One entry a run: those that can be compared first, the best of each group first."""
     place = {run: (number, i) for number, g in enumerate(groups) for i, run in enumerate(g.ids)}
@@ -179,6 +173,7 @@ def _runs(
         entry = {
             "id": record.id,
             "name": record.name,
+            "short": names[record.id],
             "status": record.status,
             "url": record.url,
             "folder": str(record.folder) if record.folder else None,

@@ -12,7 +12,7 @@ IGNORED = ("tracking.", "cache.", "export.", "logger.", "output_dir", "resume", 
            "data.table", "data.num_workers", "data.remote_gb", "checkpoint_minutes", "audit",
            "trainer._target_", "trainer.log_every_n_steps", "trainer.enable")  # fmt: skip
 # What a job made of its settings: named only where no setting explains it.
-DERIVED = ("phase.", "model.parameters", "model.weights_source", "model.weights_sha256",
+DERIVED = ("phase.", "model.parameters", "model.weights",
            "data.sha256", "data.images", "data.classes", "data.task")  # fmt: skip
 SEED = "seed"
 MOST_NAMED = 4  # settings in the name of a family

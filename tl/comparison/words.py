@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tl.evaluation import PairResult
 
 NAMES = {"acc": "accuracy", "map": "mAP", "mae": "mean absolute error"}
+SEPARATOR = " · "  # between the parts of the name of a run
 MOST_IMAGES = 100_000_000  # more images than that are no advice
 
 
@@ -49,7 +50,8 @@ def pair_words(
     interval = f"{_bare(r.low, metric)} to {difference_words(r.high, metric)}"
     size = f"{difference_words(r.difference, metric)}, {100 * confidence:g} % interval {interval}"
     if r.only_a is not None and r.only_b is not None:
-        size += f"; {r.only_a:,} images that only the first has right, {r.only_b:,} only the second"
+        size += f"; only the first has {counted(r.only_a, 'image')} right, only the second "
+        size += f"{r.only_b:,}"
     if verdict == "a":
         return f"{a} beats {b} ({size}; p {_p(p)})"
     if verdict == "b":
@@ -75,6 +77,37 @@ def _telling(r: PairResult, metric: str) -> str:
 def incomparable_words(a: str, b: str, why: str) -> str:
     """Why two runs are not compared."""
     return f"{a} and {b} are not comparable: {why}"
+
+
+def short_names(names: Mapping[str, str]) -> dict[str, str]:
+    """Names without the parts that all runs have in common, where that tells them apart still.
+
+    Args:
+        names: Id of a run -> its name.
+
+    Example:
+        >>> short_names({"1": "birds · resnet50 · lp_ft · 1f3c", "2": "birds · vit · lp_ft · a0b1"})
+        {'1': 'resnet50 · 1f3c', '2': 'vit · a0b1'}
+    """
+    parts = {run: name.split(SEPARATOR) for run, name in names.items()}
+    if len({len(each) for each in parts.values()}) != 1:
+        return dict(names)
+    differ = [len(set(column)) > 1 for column in zip(*parts.values(), strict=True)]
+    short = {
+        run: SEPARATOR.join(part for part, own in zip(each, differ, strict=True) if own)
+        for run, each in parts.items()
+    }
+    return short if len(set(short.values())) == len(set(names.values())) > 1 else dict(names)
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things.
+
+    Example:
+        >>> counted(1, "run"), counted(2000, "run")
+        ('1 run', '2,000 runs')
+    """
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def some_names(names: Sequence[str], most: int = 3) -> str:

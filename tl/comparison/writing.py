@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from tl.comparison.errors import CompareError
@@ -130,19 +130,24 @@ def _runs(values: Mapping[str, Any]) -> Section:
     rows = [
         {
             **({"group": run["group"] + 1} if several else {}),
-            "run": run["name"],
+            "run": run["short"],
             name: run["value"],
             "low": run["low"],
             "high": run["high"],
             "verdict": verdicts.get(run["id"], {}).get("word", ""),
             "seconds": run["cost"]["fit_seconds"],
-            **{key.removeprefix("params."): run["params"].get(key) for key in keys},
+            **{key.removeprefix("params."): _file_name(run["params"].get(key)) for key in keys},
         }
         for run in compared[:MOST_ROWS]
     ]
     more = len(compared) - len(rows)
     note = f"{more:,} more runs are in {TABLE}." if more > 0 else ""
     return Section(f"runs by {name} on {values['split']}", "table", rows, note)
+
+
+def _file_name(value: Any) -> Any:
+    """Of a path what tells it from others."""
+    return PurePath(value).name if isinstance(value, str) and "/" in value else value
 
 
 def _pairs(values: Mapping[str, Any]) -> Section:
@@ -178,7 +183,7 @@ def _seeds(values: Mapping[str, Any]) -> Section:
 
 def _left(values: Mapping[str, Any]) -> Section:
     left = [run for run in values["runs"] if run["group"] is None]
-    rows = [{"text": f"{run['name']}: {run['why_not']}"} for run in left[:MOST_WORDS]]
+    rows = [{"text": f"{run['short']}: {run['why_not']}"} for run in left[:MOST_WORDS]]
     more = len(left) - len(rows)
     note = f"{more:,} more are in {TABLE}." if more > 0 else ""
     return Section("left out", "list", rows, note)
