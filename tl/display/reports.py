@@ -135,7 +135,7 @@ def _sure(report: Report) -> str:
     if "sure_acc" in m:
         right, low, high = (f"{100 * m[f'sure_acc{end}']:.1f}" for end in ("", "_low", "_high"))
         text += f" of the images, {right} % of these right ({low} to {high})"
-    return text
+    return text + ("; chosen on these images" if report.split == "val" else "")
 
 
 def _worst_group(report: Report) -> str:
