@@ -46,6 +46,7 @@ def server(mlflow_url, monkeypatch):
     monkeypatch.setattr(sending, "SECONDS", 0.3)
     monkeypatch.setattr(sending, "RETRY_SECONDS", (0.2, 1.0))
     monkeypatch.setattr(writer, "SECONDS", 2)
+    monkeypatch.setattr(writer, "ANSWER_SECONDS", 2)
     monkeypatch.setattr("tl.tracking.store.CONNECT_SECONDS", 1)
     monkeypatch.setattr(run, "DRAIN_SECONDS", 4.0)
     run._away.clear()

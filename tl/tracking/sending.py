@@ -67,7 +67,7 @@ class Sender:
         Args:
             seconds: How long to wait for a store that takes nothing; a large file under way may
                 take longer.
-            tries: After so many failures the wait ends at once.
+            tries: After so many failures the wait ends at once, unless the store is just slow.
 
         Returns:
             Whether the store has all.
@@ -80,7 +80,8 @@ class Sender:
                 if self._attempts > last:
                     failed = failed + 1 if self.failure else 0
                     last = self._attempts
-            if failed >= tries or not self._thread.is_alive():
+            slow = "timed out" in str(self.failure) or "timeout" in str(self.failure)
+            if (failed >= tries and not slow) or not self._thread.is_alive():
                 return self.spool.empty
             large = self.writer.patience if self.writer.patience > 2 * seconds else 0
             if time.monotonic() - max(began, self.writer.progress) > max(seconds, large):

@@ -224,8 +224,12 @@ def _may_answer(error: BaseException) -> bool:
     return name in {"OperationalError", "DBAPIError"} and not wrong
 
 
-def open_store(uri: str) -> MlflowClient:
-    """A client of a store that answered within about ten seconds.
+def open_store(uri: str, seconds: float | None = None) -> MlflowClient:
+    """A client of a store that answered.
+
+    Args:
+        uri: Address of the store.
+        seconds: How long to wait for its answer; default: four, while somebody waits.
 
     Raises:
         StoreError: It does not answer, refuses, or is a kind of store that MLflow no longer has.
@@ -244,7 +248,7 @@ def open_store(uri: str) -> MlflowClient:
         elif kind in ("", "file") and os.environ.get("MLFLOW_ALLOW_FILE_STORE") != "true":
             msg = "MLflow 3 no longer keeps runs in a plain folder"
             raise OSError(msg)
-        with patience(CONNECT_SECONDS):
+        with patience(seconds or CONNECT_SECONDS):
             client = MlflowClient(uri)
             client.search_experiments(max_results=1)
         return client

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 VALUE_LENGTH, TAG_LENGTH = 6000, 8000
-DRAIN_SECONDS = 10.0  # that a store may take nothing, before it is left to tl sync
+DRAIN_SECONDS = 15.0  # that a store may take nothing, before it is left to tl sync
 PLAIN_FILES = {
     "plan.json",
     "evidence.json",
@@ -119,7 +119,8 @@ class TrackedRun:
     def log_phase(self, facts: Mapping[str, Any], name: str) -> None:
         """Log what a phase leaves in the records as `phases/NAME.json`; mark where one begins.
 
-        The metric `train/phase` is a staircase over the steps of the job, beside the curves of train.
+        The metric `train/phase` is a staircase over the steps of the job, beside the curves of
+        train.
 
         Args:
             facts: Plain values; those of a beginning have `first_step`, `number` and `phase`.

@@ -37,6 +37,7 @@ HEAVY = {
     "dict",
 }  # what the store of files takes, which may be another server
 SECONDS, MOST_SECONDS = 10, 160  # of patience with one request
+ANSWER_SECONDS = 15  # with the first answer of a store; a busy one takes long, and nobody waits
 BYTES_A_SECOND = 250_000  # slowest upload that is waited for
 
 
@@ -87,7 +88,7 @@ class Writer:
 
     def _answering(self) -> MlflowClient:
         try:
-            return open_store(self.uri)
+            return open_store(self.uri, ANSWER_SECONDS)
         except StoreError as error:
             kind = AwayError if error.away else LostError
             raise kind(error.reason) from error
