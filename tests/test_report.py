@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
+from browser import PHONE, browser, complaints, opened  # noqa: F401  a fixture, by name
 from commands import TINY, Command, script
 from mlflow import MlflowClient
 from PIL import Image
@@ -125,9 +126,27 @@ def test_a_run_ends_with_a_page_that_says_what_its_files_say(single, command):
     assert places - set(re.findall(r'id="([^"]+)"', page)) == set()
     sources = set(re.findall(r'src="(.{11})', page))
     assert sources == {"data:image/"}
-    client = MlflowClient(json.loads((run / "run.json").read_text())["tracking_uri"])
-    run_id = json.loads((run / "run.json").read_text())["run_id"]
+    record = json.loads((run / "run.json").read_text())
+    title = f"images.csv · test_resnet · linear_probe · {record['job'][:4]}"
+    assert f"<h1>{title}</h1>" in page
+    client = MlflowClient(record["tracking_uri"])
+    run_id = record["run_id"]
+    assert client.get_run(run_id).info.run_name == title
     assert "report.html" in {f.path for f in client.list_artifacts(run_id)}
+
+
+def test_the_page_is_readable_for_all_in_a_real_browser(single, browser):  # noqa: F811
+    run, _ = single
+    for options in ({}, {"color_scheme": "dark"}, {"viewport": PHONE}):
+        with opened(browser, run / "report.html", **options) as page:
+            assert complaints(page) == []
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            page.keyboard.press("Tab")
+            assert page.evaluate("document.activeElement.className") == "skip"
+            page.get_by_role("link", name="How sure, how right").click()
+            assert page.evaluate("location.hash") == "#calibration"
+    with opened(browser, run / "audit.html", color_scheme="dark") as page:
+        assert complaints(page) == []
 
 
 def test_labels_that_lie_are_found_and_shown(single):
@@ -186,7 +205,7 @@ def test_a_run_without_some_files_still_has_its_page(single, caplog):
     (run / "audit.json").write_text("{")
     with caplog.at_level(logging.WARNING):
         seen = words(report.page(run))
-    assert "This part cannot be shown: JSONDecodeError" in seen
+    assert f"This part cannot be shown: RunError: {run}/audit.json cannot be read (" in seen
     assert "the data of" in caplog.text
     result = re.search(r"On 42 test images .*? % \.", whole)
     assert (result is None) or result.group() in seen
@@ -198,6 +217,8 @@ def test_a_run_without_some_files_still_has_its_page(single, caplog):
 def test_what_is_no_finished_run_is_refused(command, tmp_path, single):
     run, _ = single
     command("report", f"run={tmp_path / 'none'}").refused("RunError", "is no run", "config.yaml")
+    (run / "metrics.json").write_text("{")
+    command("report", f"run={run}").refused("RunError", "metrics.json cannot be read (")
     (run / "metrics.json").unlink()
     command("report", f"run={run}").refused(
         "RunError", "no finished run: it has no metrics.json", f"tl train resume={run}"

@@ -23,6 +23,7 @@ from tl.runs import RunError, read_config, run_name
 METRICS, PREDICTIONS, HISTORY = "metrics.json", "predictions.parquet", "history.csv"
 PER_CLASS, GROUPS, CALIBRATION = "per_class.csv", "groups.csv", "calibration.json"
 MODEL, PROGRESS = "checkpoints/model.json", "checkpoints/progress.json"
+RECORD, JOB_DIGITS = "run.json", 4  # so many as in the name of the MLflow run
 SPLITS = ("test", "val")  # the first that there is speaks for the model
 
 
@@ -67,6 +68,30 @@ class Judged:
         return cls(split, task, classes, rows, outputs, marks)
 
 
+def titled(name: str, path: Path) -> str:
+    """A name with the digits that tell the job from its likes, where `run.json` has them."""
+    try:
+        job = str(read_json(path / RECORD).get("job", ""))
+    except RunError:  # it has its name all the same
+        job = ""
+    return f"{name} · {job[:JOB_DIGITS]}" if job else name
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Values of a JSON file; empty where there is none.
+
+    Raises:
+        RunError: It cannot be read.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} cannot be read ({' '.join(str(error).split())})") from error
+    return values
+
+
 class RunFiles:
     """The files of a run; what is not there is None or empty.
 
@@ -75,7 +100,7 @@ class RunFiles:
         table: The images, where they are at hand: small pictures come from it.
 
     Raises:
-        RunError: It is no run, or none that is finished.
+        RunError: It is no run, or none that is finished; or its figures cannot be read.
     """
 
     def __init__(self, path: Path, table: ImageTable | None = None) -> None:
@@ -94,11 +119,8 @@ class RunFiles:
         return (self.path / name).exists()
 
     def json(self, name: str) -> dict[str, Any]:
-        """A JSON file; empty where there is none."""
-        if not self.has(name):
-            return {}
-        values: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
-        return values
+        """A JSON file; empty where there is none. A `RunError` where it cannot be read."""
+        return read_json(self.path / name)
 
     def csv(self, name: str) -> pd.DataFrame:
         """A table; a class or group may be called `NA` or `007`, and stays so."""
@@ -153,8 +175,9 @@ class RunFiles:
 
     @cached_property
     def name(self) -> str:
-        """Data · model · method."""
-        return run_name(self.config, self.method)
+        """As the MLflow run: data · model · method · four digits of the job."""
+        name = self.config.tracking.run_name
+        return name or titled(run_name(self.config, self.method), self.path)
 
     @cached_property
     def split(self) -> str:

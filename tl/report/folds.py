@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from tl.report.files import METRICS
+from tl.report.files import METRICS, read_json, titled
 from tl.report.judging import METRIC_WORDS
 from tl.report.parts import Block, Part, number, share, step, tile
 from tl.runs import RunError, read_config, run_name
@@ -41,17 +40,17 @@ class FoldsFiles:
     @cached_property
     def metrics(self) -> dict[str, float]:
         """Means over the folds."""
-        return cast(dict[str, float], json.loads((self.path / METRICS).read_text()))
+        return read_json(self.path / METRICS)
 
     @cached_property
     def summary(self) -> dict[str, Any]:
         """Of `folds.json`."""
-        return cast(dict[str, Any], json.loads((self.path / SUMMARY).read_text()))
+        return read_json(self.path / SUMMARY)
 
     @cached_property
     def name(self) -> str:
         """Data · model · method, and how many folds."""
-        return f"{run_name(self.config)} · {self.summary['folds']} folds"
+        return titled(f"{run_name(self.config)} · {self.summary['folds']} folds", self.path)
 
     @property
     def model(self) -> dict[str, Any]:
