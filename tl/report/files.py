@@ -35,7 +35,7 @@ class Judged:
         split: `test` or `val`.
         task: What the images are labelled with.
         classes: Names; for regression that of the number.
-        rows: Of `predictions.parquet`.
+        rows: Of `predictions.parquet`, without the probabilities.
         outputs: Probabilities (N, C), or numbers (N,).
         truth: Class indices (N,), marks (N, C) as bool, or numbers (N,).
     """
@@ -44,7 +44,7 @@ class Judged:
     task: Task
     classes: tuple[str, ...]
     rows: pd.DataFrame
-    outputs: NDArray[np.float64]
+    outputs: NDArray[np.floating]
     truth: NDArray[Any]
 
     def __len__(self) -> int:
@@ -57,7 +57,8 @@ class Judged:
         if task is Task.regression:
             numbers = [rows[name].to_numpy(np.float64) for name in ("predicted", "target")]
             return cls(split, task, classes, rows, *numbers)
-        outputs = rows[[f"p_{name}" for name in classes]].to_numpy(np.float64)
+        shares = [f"p_{name}" for name in classes]
+        outputs, rows = rows[shares].to_numpy(np.float32), rows.drop(columns=shares)
         place = {name: index for index, name in enumerate(classes)}
         if task is Task.single:
             truth = rows["label"].map(place).to_numpy(np.int64)
