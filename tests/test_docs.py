@@ -32,7 +32,7 @@ FILE_ENDINGS = re.compile(
 PLACEHOLDERS = {"key=value", "group=name"}
 # What MLflow calls otherwise than the config does: parameters and tags of a run.
 MLFLOW_NAMES = {
-    *("data.sha256", "data.images", "data.classes"),
+    *("data.sha256", "data.test_sha256", "data.images", "data.classes"),
     *("model.weights_source", "model.weights_sha256", "model.parameters"),
 }
 
