@@ -167,7 +167,7 @@ def sum_up(folder: RunFolder, config: TrainConfig, results: Sequence[TrainResult
     for key, numbers in values.items():
         if key.endswith(("_low", "_high")):
             continue  # limits of the figure of one fold
-        if key.endswith(ADDED):
+        if key.endswith(ADDED) and "worst_group" not in key:
             metrics[key] = float(numbers.sum())
         elif key == "trainable_parameters":
             metrics[key] = int(numbers.max())
