@@ -348,6 +348,19 @@ def test_a_whole_disk_is_said_once_the_job_is_done(server, tmp_path, monkeypatch
     spool.close()
 
 
+def test_a_forked_process_adds_to_the_same_records(tmp_path):
+    spool = Spool(tmp_path)
+    spool.append({"op": "tags", "values": {}})
+    child = os.fork()
+    if child == 0:
+        spool.append({"op": "metrics", "values": {"a": 1.0}})
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert [entry.record["op"] for entry in spool.read(0)] == ["tags", "metrics"]
+    assert not spool.empty
+    spool.close()
+
+
 def test_tl_train_ends_well_with_the_server_down_and_sync_sends_all(
     server, mlflow_url, tmp_path, image_folder
 ):
@@ -358,6 +371,7 @@ def test_tl_train_ends_well_with_the_server_down_and_sync_sends_all(
     assert done.code == 0, done.err
     assert "does not take records" in done.err
     assert f"tl sync {out}" in done.err
+    assert f"not all of it is there yet: tl sync {out}" in " ".join(done.out.split())
     server.turn("up")
     synced = script("sync", out)
     assert synced.code == 0, synced.err

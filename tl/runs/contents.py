@@ -199,4 +199,6 @@ def where(folder: RunFolder, bundle: Path | None, run_id: str | None, uri: str) 
         places["MLflow"] = f"run {run_id}: mlflow ui --backend-store-uri {uri}"
         if uri.startswith("http"):
             places["MLflow"] = f"run {run_id} at {uri}"
+    if uri and (folder.path / "spool/records.jsonl").is_file():  # as tl.tracking leaves it
+        places["MLflow"] = f"not all of it is there yet: tl sync {folder.path}"
     return places

@@ -288,6 +288,8 @@ def _close(
         record.end(status, waiting, monitor.step if monitor else None)
         spool.close(remove=not waiting)
     except (TlError, OSError) as failure:
+        sender.stop()
+        sender.spool.close()
         message = f"the MLflow run of {run.output_dir} could not be closed: {reason_of(failure)}"
         if error is None:
             message += f"\nthe job itself is done: its results are in {run.output_dir}"

@@ -106,7 +106,7 @@ class Spool:
             self._file = os.open(self.folder / RECORDS, flags, 0o666)
         except OSError as error:
             raise SpoolError(f"cannot write {self.folder}: {error.strerror}") from error
-        self.size = self._cut_torn_line()
+        self._cut_torn_line()
         self.taken = self._read_taken()
 
     def _take_lock(self) -> Lock:
@@ -126,9 +126,13 @@ class Spool:
             lock.release()
             self.folder.mkdir(exist_ok=True)
 
-    def _cut_torn_line(self) -> int:
-        size = os.fstat(self._file).st_size
-        end = size
+    @property
+    def size(self) -> int:
+        """Bytes of the records, those of a forked process included."""
+        return os.fstat(self._file).st_size
+
+    def _cut_torn_line(self) -> None:
+        size = end = self.size
         while end:
             start = max(0, end - READ_BYTES)
             found = os.pread(self._file, end - start, start).rfind(b"\n")
@@ -138,7 +142,6 @@ class Spool:
             end = start
         if end < size:
             os.ftruncate(self._file, end)
-        return end
 
     def _read_taken(self) -> Taken:
         try:
@@ -159,24 +162,22 @@ class Spool:
         self.added.set()
 
     def _write_backlog(self) -> None:
-        data = b"".join(self._backlog)
+        data, before = b"".join(self._backlog), self.size
         try:
             done = 0
             while done < len(data):
                 done += os.write(self._file, data[done:])
         except OSError:  # a full disk: whole lines or none
             with suppress(OSError):
-                os.ftruncate(self._file, self.size)
+                os.ftruncate(self._file, before)
             return
         self._backlog.clear()
-        self.size += len(data)
 
     def cut(self, size: int) -> None:
         """Take back all that was added since the file had `size` bytes."""
         with self._mutex, suppress(OSError):
             self._backlog.clear()
             os.ftruncate(self._file, size)
-            self.size = size
 
     def settle(self) -> None:
         """Bring what was added onto the disk itself, where it outlives the power, too.
@@ -198,7 +199,7 @@ class Spool:
         entries: list[Entry] = []
         length = READ_BYTES
         while True:
-            data = os.pread(self._file, min(length, self.size - offset), offset)
+            data = os.pread(self._file, length, offset)
             end = data.rfind(b"\n") + 1
             if end or len(data) < length:
                 break
@@ -212,7 +213,7 @@ class Spool:
     def waiting(self) -> int:
         """How many records the store has not taken."""
         count, offset = len(self.taken.later) + len(self._backlog), self.taken.offset
-        while offset < self.size and (data := os.pread(self._file, READ_BYTES, offset)):
+        while data := os.pread(self._file, READ_BYTES, offset):
             count += data.count(b"\n")
             offset += len(data)
         return count

@@ -255,7 +255,8 @@ class TrackedRun:
         if example is not None:
             paths["example"] = self._kept(example, str(example))
         self.record("model", id=token, **paths)
-        self.drain()
+        if self._sender.failure is None:  # else the end of the job waits, and once is enough
+            self.drain()
         return self._sender.writer.models.get(token)
 
     def loggers(self, step_offset: int) -> list[Logger]:
