@@ -111,7 +111,7 @@ function figure(options, tips, { tools = "tap", percent = true } = {}) {
 }
 
 const lines = { line_color: { field: "colour" }, line_alpha: { field: "thread" }, line_width: { field: "width" } };
-const marked = { selection_line_alpha: 1, selection_line_width: 3.5, nonselection_line_alpha: 0.12, hover_line_alpha: 1, hover_line_width: 3 };
+const marked = { selection_line_alpha: 1, selection_line_width: 3.5, nonselection_line_alpha: 0.2, hover_line_alpha: 1, hover_line_width: 3 };
 
 /* Give a part of a plot colours of the page, now and when they change. */
 function follow({ glyph }, names) {
