@@ -14,7 +14,7 @@ from tl.config import CHAMPION, PREVIOUS
 from tl.registry.errors import BusyError, NotPromotedError, RegistryError
 from tl.registry.judging import Judgement, judge
 from tl.registry.store import Lock, Registry, asking, locked, model_named, version_called
-from tl.registry.versions import SEAL, call, check_seal, fetch, noted
+from tl.registry.versions import SEAL, TASK, call, check_seal, fetch, noted
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -126,10 +126,14 @@ def rollback(registry: Registry, name: str) -> Promotion:
 
 
 def _known(registry: Registry, name: str) -> None:
-    if model_named(registry, name) is not None:
+    """See that there is such a model and that one may change it, before anything takes time."""
+    model = model_named(registry, name)
+    if model is not None:
+        if TASK in model.tags:
+            registry.client.set_registered_model_tag(name, TASK, model.tags[TASK])
         return
     found = registry.client.search_registered_models(max_results=100)
-    names = [m.name for m in found if "tl.task" in m.tags]
+    names = [m.name for m in found if TASK in m.tags]
     there = f"there are {', '.join(names)}" if names else "there is none yet"
     raise RegistryError(f"there is no registered model {name!r}; {there}: tl register makes one")
 
