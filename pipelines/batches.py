@@ -15,6 +15,8 @@ from tl.config import RequestError, TrainConfig, compose
 from tl.pipelines.commandline import BATCH_FLAGS, split_flags
 
 FOLDER = "hydra.sweep.dir="
+LEFT_OUT = ("test/acc_", "test/map_", "test/mae_")  # of the table on the screen
+MOST_NAMED = 12  # folders in a command that a person copies
 
 
 @contextmanager
@@ -82,6 +84,11 @@ def _show(folder: Path) -> dict[str, float]:
         return {}
     found = runs.sum_up_batch(runs.RunFolder(folder.absolute()))
     if found.rows:
-        display.results_table(f"batch of {len(found.rows)} jobs", found.rows)
-        display.facts("next", {"table": str(folder / runs.TABLE)})
+        shown = [{k: v for k, v in row.items() if not k.startswith(LEFT_OUT)} for row in found.rows]
+        display.results_table(f"batch of {len(shown)} jobs", shown)
+        done = [str(folder / str(row["job"])) for row in found.rows if row["ended"] == "done"]
+        places = {"table": str(folder / runs.TABLE)}
+        if 1 < len(done) <= MOST_NAMED:
+            places["which is better"] = f"tl compare runs={','.join(done)}"
+        display.facts("next", places)
     return found.metrics
