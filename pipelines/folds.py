@@ -52,7 +52,8 @@ def cross_validate(config: TrainConfig, train: Train) -> TrainResult:
     tracking.check_store(above.tracking, resume=folder.resumed)
     runs.create_folds(folder, asked)
     with resumable(folder), tracking.start_run(**runs.labels(folder, above)) as tracked:
-        tracked.log_job(runs.folds_params(asked), to_yaml(asked), table.fingerprint())
+        params, tags = runs.folds_params(asked), runs.folds_tags(asked)
+        tracked.log_job(params, to_yaml(asked), table.fingerprint(), tags=tags)
         results, last = [], (asked.data.folds or 0) - 1
         for fold in each_fold(folder, asked):
             known = ": done before" if fold.result else ""

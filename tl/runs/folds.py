@@ -66,6 +66,15 @@ def folds_params(config: TrainConfig) -> dict[str, Any]:
     }
 
 
+def folds_tags(config: TrainConfig) -> dict[str, str]:
+    """Tags of that run, as far as all folds share them."""
+    return {
+        "model.name": config.model.name,
+        "tl.method": config.finetune.method,
+        "seed": str(config.seed),
+    }
+
+
 def where_folds(
     folder: RunFolder, config: TrainConfig, run_id: str | None, uri: str
 ) -> dict[str, str]:
