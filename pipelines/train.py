@@ -42,7 +42,6 @@ def train(config: TrainConfig) -> TrainResult:
     plan = finetuning.build_plan(config.finetune, built, **sizes)
     runs.create(folder, asked, table, built, plan, advice, found)
     display.facts(runs.run_name(config), runs.job_facts(table, built, plan))
-
     with runs.resumable(folder), tracking.start_run(**runs.labels(folder, config)) as tracked:
         config, built, plan, advice = runs.confirm(folder, config, built, images, plan, advice)
         params = runs.job_params(config, table, built, plan)
@@ -62,13 +61,14 @@ def train(config: TrainConfig) -> TrainResult:
         reports, predictions = training.judge(fit.predict, images, config.evaluation)
         metrics = runs.write_results(folder, fit, reports, predictions, time.perf_counter() - began)
         tracked.log_results(metrics, fit.steps, folder.path)
-        bundle = export.export_run(folder, config.export).folder if config.export.enabled else None
+        bundle, ms = export.exported(folder, config.export)
         tracked.log_bundle(bundle)
+        tracked.log_metrics(ms, step=fit.steps)
         for page in report.attach(folder.path, table):
             tracked.log_file(page)
     places = runs.where(folder, bundle, tracked.run_id, tracked.uri)
     display.summary(reports, places | runs.note_test(table, asked.cache.path(), folder.path))
-    return TrainResult(folder.path, metrics, bundle, tracked.run_id, fit.trainable_parameters)
+    return TrainResult(folder.path, metrics | ms, bundle, tracked.run_id, fit.trainable_parameters)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -53,7 +53,7 @@ BUNDLE_FILES = {
     "bundle.json",
 }
 JUDGED = {"acc", "acc_low", "acc_high", "f1_macro", "balanced_acc", "loss", "ece", "images"}
-SUMS = {"fit_seconds", "total_seconds", "trainable_parameters", "epochs"}
+SUMS = {"fit_seconds", "total_seconds", "trainable_parameters", "epochs", "ms_an_image"}
 LEARNS = ["experiment=smoke", "model.image_size=32", "tracking.system_metrics=false"]
 
 
@@ -124,6 +124,7 @@ def test_metrics_json_is_flat_with_the_promised_keys(trained):
     assert metrics["epochs"] == len(pd.read_csv(trained["run"] / "history.csv"))
     assert metrics["val/acc_low"] <= metrics["val/acc"] <= metrics["val/acc_high"]
     assert 0 < metrics["fit_seconds"] < metrics["total_seconds"]
+    assert 0.05 < metrics["ms_an_image"] < 5000
     predictions = pd.read_parquet(trained["run"] / "predictions.parquet")
     for split, rows in predictions.groupby("split"):
         assert metrics[f"{split}/acc"] == pytest.approx(rows["correct"].mean())

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import MISSING as NO_DEFAULT
+from functools import cache
 from pathlib import PurePath
 
 from tl.comparison.records import Record
+from tl.config import TrainConfig, schema_keys
 
 # Settings that change where things are kept and nothing of what is learnt.
 IGNORED = ("tracking.", "cache.", "export.", "logger.", "output_dir", "resume", "data.root",
@@ -15,6 +18,7 @@ IGNORED = ("tracking.", "cache.", "export.", "logger.", "output_dir", "resume", 
 DERIVED = ("phase.", "model.parameters", "model.weights",
            "data.sha256", "data.images", "data.classes", "data.task")  # fmt: skip
 SEED = "seed"
+FIRST = ("model.name", "finetune.method")
 MOST_NAMED = 4  # settings in the name of a family
 
 Key = tuple[str | None, ...]
@@ -26,7 +30,7 @@ def varied(records: Sequence[Record]) -> list[str]:
     Args:
         records: The runs.
     """
-    keys = sorted({key for record in records for key in record.params})
+    keys = sorted({key for record in records for key in record.params}, key=_importance)
     settings = [k for k in keys if not k.startswith((*IGNORED, *DERIVED)) and k != SEED]
     differ = [key for key in settings if _values(records, key) > 1]
     seeds = [SEED] if _values(records, SEED) > 1 else []
@@ -80,8 +84,22 @@ def _key(record: Record, keys: Sequence[str]) -> Key:
     return tuple(record.params.get(key) for key in keys)
 
 
+def _importance(key: str) -> tuple[int, str]:
+    return (FIRST.index(key) if key in FIRST else len(FIRST)), key
+
+
 def _values(records: Sequence[Record], key: str) -> int:
+    """Different values; that a run has none is one where the setting may be null."""
+    if key in _always_set():  # else the run is of a version that did not know the setting
+        return _known(records, key)
     return len({record.params.get(key) for record in records})
+
+
+@cache
+def _always_set() -> frozenset[str]:
+    """Settings whose default is a value, so that each run of this version has one."""
+    known = schema_keys(TrainConfig)
+    return frozenset(key for key, _, field in known if field.default not in (None, NO_DEFAULT))
 
 
 def _known(records: Sequence[Record], key: str) -> int:

@@ -10,6 +10,15 @@ from tl.export.card import ModelCard
 from tl.export.errors import ExportError
 from tl.export.from_run import export_run
 from tl.export.sealing import SealReport, seal
+from tl.export.speed import exported
 from tl.export.writing import write_bundle
 
-__all__ = ["ExportError", "ModelCard", "SealReport", "export_run", "seal", "write_bundle"]
+__all__ = [
+    "ExportError",
+    "ModelCard",
+    "SealReport",
+    "export_run",
+    "exported",
+    "seal",
+    "write_bundle",
+]
