@@ -38,7 +38,7 @@ def promote(config: PromoteConfig) -> int:
                     progress=progress,
                 )
     former = "" if found.former is None else f", in place of version {found.former}"
-    facts = {"champion": f"version {found.version}{former}", "why": "\n".join(found.reasons)}
+    facts = {"champion": f"version {found.version}{former}", "why": "; ".join(found.reasons)}
     address = f"models:/{config.name}@champion"
     facts["serve it"] = f"mlflow models serve -m '{address}' --env-manager local"
     if found.former is not None and not config.rollback:

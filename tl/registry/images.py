@@ -99,7 +99,7 @@ class Finder:
 
     def _data(self) -> DataConfig:
         """Settings of the data of the version's run."""
-        run_id = self._version.run_id
+        run_id = str(self._version.run_id)
         with (
             asking(self._registry, f"read config.yaml of the run {run_id}"),
             tempfile.TemporaryDirectory(prefix="tl-promote-") as folder,

@@ -6,10 +6,11 @@ import math
 import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from tl.bundle import Bundle, BundleError, ImageError
 from tl.config import Task
@@ -210,7 +211,7 @@ def _predicted(
     except (BundleError, ImageError) as error:
         raise RegistryError(f"a test image cannot be predicted: {error}") from error
     index = {name: k for k, name in enumerate(bundle.classes)}
-    targets: object
+    targets: NDArray[Any]
     if task is Task.regression:
         targets = rows["target"].to_numpy()
     elif task is Task.multi:
@@ -224,6 +225,6 @@ def _predicted(
         outputs,
         bundle.classes,
         task=task,
-        targets=targets,  # type: ignore[arg-type]
+        targets=targets,
         thresholds=bundle.outputs.thresholds or None,
     )

@@ -14,7 +14,8 @@ from tl.config import CHAMPION, PREVIOUS
 from tl.registry.errors import BusyError, NotPromotedError, RegistryError
 from tl.registry.judging import Judgement, judge
 from tl.registry.store import Lock, Registry, asking, locked, model_named, version_called
-from tl.registry.versions import SEAL, TASK, call, check_seal, fetch, noted
+from tl.registry.versions import TASK, call, check_seal, fetch, noted
+from tl.tracking.model import SEAL
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

@@ -12,7 +12,6 @@ from tl.config import CHAMPION
 from tl.registry.errors import RegistryError
 from tl.registry.store import Registry, asking, locked, version_called
 from tl.registry.versions import (
-    SEAL,
     check_seal,
     ensure_model,
     facts_of,
@@ -23,6 +22,7 @@ from tl.registry.versions import (
     same_bundle,
 )
 from tl.tracking.finding import find_run
+from tl.tracking.model import SEAL
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
