@@ -123,7 +123,7 @@ def test_columns_leave_out_what_no_run_has_and_hide_what_is_rarely_asked():
     values = comparison(3)
     for run in values["runs"]:
         run["cost"]["ms_an_image"] = None
-        run["verdict"] = "worse"
+        run |= {"verdict": "worse", "full": run["name"]}
     found = {column["key"]: column for column in columns(values, values["runs"])}
     assert "ms_an_image" not in found
     assert found["value"]["texts"][0] == f"{100 * values['runs'][0]['value']:.1f} %"
@@ -157,7 +157,7 @@ def test_a_setting_that_says_the_same_as_another_has_no_axis_and_no_column_at_on
     values = comparison(6)
     for run in values["runs"]:
         run["params"]["params.weights"] = run["params"]["params.model.name"] + ".safetensors"
-        run["verdict"] = "worse"
+        run |= {"verdict": "worse", "full": run["name"]}
     values["varied"].append("params.weights")
     labels = [axis["label"] for axis in axes(values, values["runs"])]
     assert "model.name" in labels
@@ -469,7 +469,10 @@ def test_the_page_of_a_real_comparison(browser, compared, task):  # noqa: F811
     with opened(browser, file) as page:
         page.wait_for_selector("html[data-drawn]", state="attached", timeout=20_000)
         best = next(run for run in values["runs"] if run["id"] == values["best"])
-        assert names(page)[0] == best["name"]
+        assert names(page)[0] == best["short"]
+        page.locator("#filter").fill(f'"{best["name"]}"')  # the whole name is found, too
+        assert names(page) == [best["short"]]
+        page.locator("#filter").fill("")
         assert page.locator("#table tbody tr").count() == 5
         assert page.locator(".verdict li").all_text_contents() == values["summary"]
         assert cells(page, "verdict").count("worse") == sum(

@@ -113,7 +113,10 @@ def _data(
 
 
 def _ordered(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Comparable runs, those of the best's group first and in it the best; then the others."""
+    """Comparable runs, those of the best's group first and in it the best; then the others.
+
+    Their names are without what all have in common, where the comparison knows such names.
+    """
     groups = values["groups"]
     home = next((i for i, group in enumerate(groups) if values["best"] in group["runs"]), None)
     sign = 1 if values["lower_is_better"] else -1
@@ -126,7 +129,15 @@ def _ordered(values: Mapping[str, Any]) -> list[dict[str, Any]]:
         return (group != home, -size, group, math.inf if value is None else sign * value)
 
     said = verdicts(values)
-    return [dict(run) | {"verdict": said[run["id"]]} for run in sorted(values["runs"], key=key)]
+    return [
+        {
+            **run,
+            "verdict": said[run["id"]],
+            "full": run["name"],
+            "name": run.get("short") or run["name"],
+        }
+        for run in sorted(values["runs"], key=key)
+    ]
 
 
 def _parts(values: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

@@ -160,6 +160,8 @@ def columns(values: Mapping[str, Any], runs: Sequence[Run]) -> list[dict[str, An
     if len(values["groups"]) > 1:
         own = [None if r["group"] is None else r["group"] + 1 for r in runs]
         found.insert(2, _column("group", "group", own, number_text))
+    if any(r["full"] != r["name"] for r in runs):
+        found.append(_column("full", "whole name", [r["full"] for r in runs], str, shown=False))
     found.append(_column("status", "status", [r["status"] for r in runs], str, shown=False))
     return [column for column in found if any(v is not None for v in column["values"])]
 
