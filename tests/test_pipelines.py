@@ -25,6 +25,10 @@ RUN_FILES = {
     "report.html",
     "audit.html",
     "audit.json",
+    "per_class.csv",
+    "calibration.json",
+    "pictures/calibration_val.png",
+    "pictures/ranking_val.png",
     "pictures/confusion_val.png",
     "pictures/learning_curves.png",
     "checkpoints/model.json",
@@ -52,7 +56,11 @@ BUNDLE_FILES = {
     "golden/expected.json",
     "bundle.json",
 }
-JUDGED = {"acc", "acc_low", "acc_high", "f1_macro", "balanced_acc", "loss", "ece", "images"}
+WITH_INTERVAL = {
+    *("acc", "f1_macro", "f1_weighted", "balanced_acc", "log_loss", "brier", "ece", "auc", "ap")
+}
+JUDGED = {f"{name}{end}" for name in WITH_INTERVAL for end in ("", "_low", "_high")}
+JUDGED |= {"loss", "ece_uncalibrated", "sure_share", "images"}
 SUMS = {"fit_seconds", "total_seconds", "trainable_parameters", "epochs", "ms_an_image"}
 LEARNS = ["experiment=smoke", "model.image_size=32", "tracking.system_metrics=false"]
 
@@ -107,7 +115,7 @@ def test_train_writes_exactly_these_files(trained):
     golden = {f"golden/{i:02d}.png" for i in range(8)}
     code = {f for f in in_bundle if f.startswith("code/tl_bundle/") and f.endswith(".py")}
     assert {f for f in found if not f.startswith("bundle/")} == RUN_FILES | {
-        "pictures/confusion_test.png"
+        f"pictures/{name}_test.png" for name in ("calibration", "confusion", "ranking")
     }
     assert in_bundle - code == BUNDLE_FILES | golden
     assert "code/tl_bundle/reader.py" in code
@@ -253,7 +261,8 @@ def test_predict_writes_a_table(tl, trained, bundle, ending):
     assert files(Path("out")) == {path.name}
     readers = {"csv": pd.read_csv, "parquet": pd.read_parquet, "json": pd.read_json}
     table = readers[ending](path)
-    assert list(table.columns) == ["source", "label", "score", "top", "error"]
+    assert list(table.columns) == ["source", "label", "score", "sure", "top", "error"]
+    assert not table["sure"].any()  # 12 images of val cannot promise 95 %
     assert len(table) == 12
     assert table["label"].isin(["blue", "green", "red"]).all()
     assert table["score"].between(1 / 3, 1).all()
@@ -297,8 +306,9 @@ def test_evaluate_equals_what_training_said(tl, trained, bundle):
     done = tl("evaluate", f"bundle={bundle}", f"data.root={trained['data']}", "output_dir=judged")
     assert done.code == 0, done.err
     assert files(Path("judged")) == {
-        "metrics.json", "predictions.parquet", "pictures/confusion_test.png"
-    }  # fmt: skip
+        *("metrics.json", "predictions.parquet", "per_class.csv", "calibration.json"),
+        *(f"pictures/{name}_test.png" for name in ("calibration", "confusion", "ranking")),
+    }
     ours = json.loads(Path("judged/metrics.json").read_text())
     theirs = json.loads((trained["run"] / "metrics.json").read_text())
     assert set(ours) == {f"test/{key}" for key in JUDGED}

@@ -135,7 +135,9 @@ def _sure(report: Report) -> str:
     if "sure_acc" in m:
         right, low, high = (f"{100 * m[f'sure_acc{end}']:.1f}" for end in ("", "_low", "_high"))
         text += f" of the images, {right} % of these right ({low} to {high})"
-    return text + ("; chosen on these images" if report.split == "val" else "")
+    found = report.temperature
+    here = report.split == "val" and found is not None and found.images
+    return text + ("; chosen on these images" if here else "")
 
 
 def _worst_group(report: Report) -> str:

@@ -188,7 +188,7 @@ def where(folder: RunFolder, bundle: Path | None, run_id: str | None, uri: str) 
     places = {
         "run": str(folder.path),
         **({"page": str(page)} if (page := folder.path / "report.html").is_file() else {}),
-        "metrics": "metrics.json, history.csv, predictions.parquet"
+        "metrics": "metrics.json, per_class.csv, history.csv, predictions.parquet"
         + (", thresholds.json" if (folder.path / "thresholds.json").is_file() else ""),
         "pictures": str(folder.pictures),
     }
