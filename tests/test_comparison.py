@@ -182,6 +182,7 @@ def test_seeds_are_one_family_and_say_what_holds_beyond_them(command, made, tmp_
     for seed in range(4):
         made(f"x{seed}", 0.9, "finetune.lr_ratio=3", seed=seed)
         made(f"y{seed}", 0.7, "finetune.lr_ratio=10", seed=seed)
+    made("twice", 0.7, "finetune.lr_ratio=10", seed=3)
     out = tmp_path / "out"
     done = command("compare", f"runs={tmp_path / 'runs'}", f"output_dir={out}")
     assert done.code == 0, done.err
@@ -198,7 +199,7 @@ def test_seeds_are_one_family_and_say_what_holds_beyond_them(command, made, tmp_
     (pair,) = found["family_pairs"]
     assert (pair["a"], pair["b"], pair["verdict"]) == (0, 1, "a")
     assert "also beyond these seeds" in done.out.replace("\n", " ")
-    assert "8 models were judged on these test images" in done.out.replace("\n  ", " ")
+    assert "9 models were judged on these test images" in done.out.replace("\n  ", " ")
     assert found["optimism"] > 0
     assert found["varied"] == ["params.finetune.lr_ratio", "params.seed"]
 

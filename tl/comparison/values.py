@@ -106,10 +106,7 @@ def _families(records: Sequence[Any], settings: Sequence[str]) -> list[Family]:
             tuple(record.id for record in members),
             tuple(seed_of(record.params) for record in members),
         )
-        for members in (
-            sorted(family, key=lambda record: seed_of(record.params) or 0)
-            for family in families_of(records, settings)
-        )
+        for members in families_of(records, settings)
     ]
 
 

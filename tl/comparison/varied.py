@@ -46,7 +46,9 @@ def varied(records: Sequence[Record]) -> list[str]:
 
 
 def families_of(records: Sequence[Record], settings: Sequence[str]) -> list[list[Record]]:
-    """Runs that differ in nothing but the seed, at least two together.
+    """Runs that differ in nothing but the seed, at least two together, by seed.
+
+    Of runs with the same seed, too, the newest counts: a repetition says nothing of other seeds.
 
     Args:
         records: The runs.
@@ -56,7 +58,17 @@ def families_of(records: Sequence[Record], settings: Sequence[str]) -> list[list
     groups: dict[Key, list[Record]] = {}
     for record in records:
         groups.setdefault(_key(record, keys), []).append(record)
-    return [group for group in groups.values() if len(group) > 1]
+    families = [[*_one_a_seed(group).values()] for group in groups.values()]
+    return [family for family in families if len(family) > 1]
+
+
+def _one_a_seed(records: Sequence[Record]) -> dict[str, Record]:
+    newest = {record.params.get(SEED, record.id): record for record in sorted(records, key=_age)}
+    return dict(sorted(newest.items(), key=lambda item: (len(item[0]), item[0])))
+
+
+def _age(record: Record) -> float:
+    return record.started
 
 
 def family_name(record: Record, settings: Sequence[str]) -> str:
