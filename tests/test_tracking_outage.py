@@ -141,6 +141,20 @@ def test_a_server_that_fails_at_start_and_end_gets_all_by_sync(
     assert "nothing waits" in sync_run(tmp_path).words
 
 
+def test_a_server_that_hangs_for_long_does_not_hold_up_the_end(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(sending, "LONG_SECONDS", 1.0)
+    monkeypatch.setattr(run, "DRAIN_SECONDS", 60.0)
+    server.turn("hang")
+    with job(server, tmp_path) as found:
+        work(found)
+        time.sleep(3)
+        began = time.monotonic()
+    assert time.monotonic() - began < 4
+    assert record(tmp_path)["waiting"] == 7
+    server.turn("up")
+    assert sync_run(tmp_path).waiting == 0
+
+
 def test_a_run_that_was_made_though_nobody_heard_is_not_made_again(server, mlflow_url, tmp_path):
     server.turn("deaf", only="runs/create")
     with job(server, tmp_path) as run:

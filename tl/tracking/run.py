@@ -37,7 +37,7 @@ from .writer import LostError, Writer
 log = logging.getLogger(__name__)
 
 START_SECONDS = 15.0  # that a store which answers may take to make the run
-AWAY_SECONDS = 60.0  # a store that was away so recently is not asked again before the job begins
+AWAY_SECONDS = 600.0  # a store that was away so recently does not hold up the job again
 KILLED_SECONDS = 4.0  # that a user who stops a job waits for a store that takes nothing
 SHOWN = 3  # runs of other jobs that were closed, and refused records, one line each
 

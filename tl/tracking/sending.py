@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 SECONDS = 5.0  # between two looks for new records, so that many go in one request
 RETRY_SECONDS = (1.0, 60.0)  # after a failure: the first pause, and the longest
+LONG_SECONDS = 30.0  # of failures, after which the end of the job does not wait for long
+GIVEN_UP_SECONDS = 2.0  # that it waits then
 LATE_SECONDS = 600.0  # since the last sign of life, after which somebody may have closed the run
 
 
@@ -35,6 +37,7 @@ class Sender:
         self._then = then
         self._changed = threading.Condition()
         self._attempts = 0  # that ended, well or not
+        self._well = time.monotonic()  # when the store last took all, or the job began
         self._hurry = threading.Event()
         self._stopped = False
         self._warned = False
@@ -66,13 +69,15 @@ class Sender:
 
         Args:
             seconds: How long to wait for a store that takes nothing; a large file under way may
-                take longer.
+                take longer. For one that has been away for half a minute two seconds are enough.
             tries: After so many failures the wait ends at once, unless the store is just slow.
 
         Returns:
             Whether the store has all.
         """
         failed, last, began = 0, self._attempts, time.monotonic()
+        if self.failure is not None and began - self._well > LONG_SECONDS:
+            seconds = min(seconds, GIVEN_UP_SECONDS)
         while not self.spool.empty:
             self.hurry()
             with self._changed:
@@ -127,6 +132,8 @@ class Sender:
         with self._changed:
             self.failure = failure
             self._attempts += 1
+            if failure is None:
+                self._well = time.monotonic()
             self._changed.notify_all()
         if failure is None and self._then is not None:
             then, self._then = self._then, None

@@ -24,7 +24,7 @@ from tl.config import RequestError, TlError, TrackingConfig
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-CONNECT_SECONDS = 4
+CONNECT_SECONDS = 3
 SQLITE = "sqlite:///"
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 TIMEOUT, RETRIES = "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
@@ -229,7 +229,7 @@ def open_store(uri: str, seconds: float | None = None) -> MlflowClient:
 
     Args:
         uri: Address of the store.
-        seconds: How long to wait for its answer; default: four, while somebody waits.
+        seconds: How long to wait for its answer; default: three, while somebody waits.
 
     Raises:
         StoreError: It does not answer, refuses, or is a kind of store that MLflow no longer has.
