@@ -280,6 +280,62 @@ def test_the_page_of_a_cross_validation_leads_to_those_of_its_folds(command, tmp
 # --- what it says -------------------------------------------------------------------------------
 
 
+def steps(run) -> dict[str, str]:
+    """What to do next -> why."""
+    part = first.next_steps(RunFiles(run))
+    return {s["head"]: s["text"] for b in part.blocks if b.kind == "steps" for s in b.content}
+
+
+def test_a_class_and_a_group_that_fail_are_named_with_their_figures(single):
+    run, _ = single
+    table = pd.read_csv(run / "per_class.csv", keep_default_na=False)
+    at = (table["split"] == "test") & (table["class"] == "red")
+    table.loc[at, ["images", "recall", "recall_low", "recall_high"]] = [40, 0.5, 0.35, 0.65]
+    table.to_csv(run / "per_class.csv", index=False)
+    groups = pd.read_csv(run / "groups.csv", dtype={"group": str})
+    at = (groups["split"] == "test") & (groups["group"] == "007")
+    groups.loc[at, ["value", "low", "high"]] = [0.4, 0.2, 0.6]
+    groups.to_csv(run / "groups.csv", index=False)
+    found = steps(run)
+    assert found["Label more images of red"].startswith(
+        "It finds 50.0 % (35.0 % to 65.0 %) of its 40 test images, and "
+    )
+    assert found["Label more images of red"].endswith("; it learned from 10 images.")
+    assert "this share right: 40.0 % (20.0 % to 60.0 %)" in found["Look at group 007"]
+    assert "Look at group 08" not in found
+    assert "Keep test images apart" not in found
+
+
+def test_a_model_that_learned_nothing_is_called_that(single):
+    run, _ = single
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics |= {"test/acc": 0.4, "test/acc_low": 0.3, "test/acc_high": 0.5}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    assert next(iter(steps(run))) == "Find out why it has learned nothing"
+    assert "the model has learned nothing of use" in first.verdict(RunFiles(run))[-1]
+
+
+def test_without_test_images_val_speaks_and_is_no_evidence(single):
+    run, _ = single
+    metrics = json.loads((run / "metrics.json").read_text())
+    kept = {k: v for k, v in metrics.items() if not k.startswith("test/")}
+    (run / "metrics.json").write_text(json.dumps(kept))
+    predictions = pd.read_parquet(run / "predictions.parquet")
+    predictions[predictions["split"].astype(str) == "val"].to_parquet(run / "predictions.parquet")
+    seen = words(report.page(run))
+    assert "On 42 validation images it is right" in seen
+    assert "There are no test images" in seen
+    assert "Keep test images apart" in seen
+
+
+def test_a_run_on_a_server_is_a_link(single):
+    run, _ = single
+    record = json.loads((run / "run.json").read_text()) | {"tracking_uri": "http://h:5000/"}
+    (run / "run.json").write_text(json.dumps(record))
+    address = f"http://h:5000/#/experiments/{record['experiment_id']}/runs/{record['run_id']}"
+    assert f'<a href="{address}">' in report.page(run)
+
+
 def judged(truth, said, sure, split="test") -> Judged:
     """Predictions for two classes."""
     truth, said, sure = np.array(truth), np.array(said), np.array(sure, float)

@@ -171,9 +171,7 @@ def _audit(run: RunFiles) -> Iterator[Step]:
     found = [f for f in run.json("audit.json").get("findings", []) if f["severity"] == "error"]
     if not found:
         return
-    text = f"{found[0]['text']}. The figures above may be too good."
-    if any("fix" in file for f in found for file in f["files"]):
-        text += " tl train … audit=fix leaves out what can be left out."
+    text = f"{found[0]['text']}. Remedy: {found[0]['remedy']}."
     kinds = listed(f["kind"].replace("_", " ") for f in found)
     yield step(f"Mend the data: {kinds}", text, "data")
 
@@ -279,6 +277,8 @@ def _commands(run: RunFiles) -> Block:
         rows = {
             "predict": f"tl predict bundle={bundle} source=IMAGE_OR_FOLDER",
             "judge on other images": f"tl evaluate bundle={bundle} data.root=DIR",
+            "compare with another run": f"tl compare runs={place},RUN",
+            "enter into the registry": f"tl register run={place} name=NAME",
         }
     else:
         rows = {"make the bundle": f"tl export run={place}"}
