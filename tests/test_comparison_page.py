@@ -480,3 +480,12 @@ def test_the_page_of_a_real_comparison(browser, compared, task):  # noqa: F811
         )
         assert page.locator("#cards > li").count() == len(values["flips"])
         assert min(page.evaluate(INK)) > 500
+
+
+def test_of_equal_runs_the_best_stands_first():
+    values = comparison(3)
+    for run in values["runs"]:
+        run["value"] = 0.9
+    values["best"] = values["reference"] = values["runs"][2]["id"]
+    first = re.search(r'<tr data-run="0"( class="best")?>', written(values))
+    assert first.group(1)

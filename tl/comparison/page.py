@@ -124,9 +124,10 @@ def _ordered(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     def key(run: Mapping[str, Any]) -> tuple[float, ...]:
         group, value = run["group"], run["value"]
         if group is None:
-            return (2, 0, 0, 0)
+            return (2,)
         size = len(groups[group]["runs"])
-        return (group != home, -size, group, math.inf if value is None else sign * value)
+        place = math.inf if value is None else sign * value
+        return (group != home, -size, group, place, run["id"] != values["best"])
 
     said = verdicts(values)
     return [
