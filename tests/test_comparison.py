@@ -437,6 +437,31 @@ def test_an_output_folder_that_cannot_be_written_is_said(command, made, tmp_path
     done.refused("cannot write", "choose another output_dir")
 
 
+def test_equal_figures_are_shared_and_the_cheaper_run_comes_first(command, made, tmp_path):
+    dear, cheap, worse = made("longer", 0.9), made("short", 0.9), made("third", 0.7)
+    out = tmp_path / "out"
+    done = command("compare", f"runs={dear},{cheap},{worse}", f"output_dir={out}")
+    assert done.code == 0, done.err
+    assert values(out)["best"] == str(cheap)
+    assert "2 runs with" in done.out
+    assert "short, longer, the cheapest first" in done.out.replace("\n  ", " ")
+    assert "They are right and wrong on the same images" in done.out.replace("\n  ", " ")
+
+
+def test_folds_are_compared_by_the_run_above_them(command, made, tmp_path, empty_store):
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlflow.db')}"
+    ids = [logged(made(name, 0.9), uri) for name in ("above", "fold", "other")]
+    client = MlflowClient(uri)
+    client.set_tag(ids[0], "tl.kind", "folds")
+    client.set_tag(ids[1], "mlflow.parentRunId", ids[0])
+    out = tmp_path / "out"
+    done = command("compare", f"tracking.uri={uri}", "experiment=insects", f"output_dir={out}")
+    assert done.code == 0, done.err
+    assert {run["id"] for run in values(out)["runs"]} == {ids[0], ids[2]}
+
+
 def test_names_and_conditions_need_no_quotes_of_their_own():
     assert quoted("params.model.name = resnet18 and metrics.val/acc > 0.9") == (
         "params.`model.name` = 'resnet18' and metrics.`val/acc` > 0.9"

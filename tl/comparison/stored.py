@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 PAGE = 250  # runs of a request: more at once take more memory, not less time
 SHOWN = 8  # experiments that a message names
+PARENT = "mlflow.parentRunId"
 NOT_THERE = ("404", "RESOURCE_DOES_NOT_EXIST", "No such", "NoSuchKey", "Not Found")
 OTHERS = {"audit", "comparison", "batch", "sweep"}  # kinds of MLflow runs that judge no model
 
@@ -71,6 +72,9 @@ class Store:
                 "params.model.name = 'resnet18' and metrics.`val/acc` > 0.9"
             ) from error
         judged = [run for run in runs if run.data.tags.get("tl.kind", "train") not in OTHERS]
+        # The run above the folds of a cross-validation has what each of them said.
+        above = {run.info.run_id for run in runs if run.data.tags.get("tl.kind") == "folds"}
+        judged = [run for run in judged if run.data.tags.get(PARENT) not in above]
         if not judged:
             what = f"no run that fulfils {condition}" if condition else "no run of tl train"
             raise CompareError(f"the experiment {name} has {what}")

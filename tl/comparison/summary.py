@@ -32,6 +32,12 @@ def _best(found: Mapping[str, Any], main: Sequence[Mapping[str, Any]]) -> str:
     ends = f"{value_words(best['low'], metric)} to {value_words(best['high'], metric)}"
     highest = "Lowest" if found["lower_is_better"] else "Highest"
     what = f"{NAMES[metric]} on {images:,} {found['split']} images"
+    equal = [run["short"] for run in main if run["value"] == best["value"]]
+    if 1 < len(equal) < len(main):
+        return (
+            f"{highest} {what} of {len(main):,} runs: {counted(len(equal), 'run')} with {value} "
+            f"each ({ends}), {some_names(equal)}, the cheapest first."
+        )
     if len(main) == 1:
         return f"{best['name']}: {what} {value} ({ends}); there is no other run to compare it with."
     return f"{highest} {what} of {len(main):,} runs: {best['short']} with {value} ({ends})."

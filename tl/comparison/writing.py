@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from tl.comparison.errors import CompareError
-from tl.comparison.words import NAMES
+from tl.comparison.words import NAMES, SEPARATOR, value_words
 from tl.files import write_texts
 
 JSON, TABLE, PAGE = "compare.json", "compare.csv", "compare.html"
@@ -126,15 +126,13 @@ def _runs(values: Mapping[str, Any]) -> Section:
     verdicts, name = _verdicts(values), NAMES.get(values["metric"], "value")
     compared = [run for run in values["runs"] if run["group"] is not None]
     several = len(values["groups"]) > 1
-    keys = values["varied"][:MOST_SETTINGS]
+    keys = _telling(values["varied"], compared)[:MOST_SETTINGS]
     rows = [
         {
             **({"group": run["group"] + 1} if several else {}),
             "run": run["short"],
-            name: run["value"],
-            "low": run["low"],
-            "high": run["high"],
-            "verdict": verdicts.get(run["id"], {}).get("word", ""),
+            f"{name} (interval)": _with_interval(run, values["metric"]),
+            "verdict": verdicts.get(run["id"], {}).get("word", "").replace(" shown", ""),
             "seconds": run["cost"]["fit_seconds"],
             **{key.removeprefix("params."): _file_name(run["params"].get(key)) for key in keys},
         }
@@ -143,6 +141,24 @@ def _runs(values: Mapping[str, Any]) -> Section:
     more = len(compared) - len(rows)
     note = f"{more:,} more runs are in {TABLE}." if more > 0 else ""
     return Section(f"runs by {name} on {values['split']}", "table", rows, note)
+
+
+def _with_interval(run: Mapping[str, Any], metric: str) -> str:
+    low = value_words(run["low"], metric).removesuffix(" %")
+    return f"{value_words(run['value'], metric)} ({low} to {value_words(run['high'], metric)})"
+
+
+def _telling(keys: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Settings that say what neither the names of the runs nor other settings before them say."""
+    found: dict[tuple[int, ...], str] = {}
+    for key in keys:
+        values = [str(run["params"].get(key)).partition(".")[0] for run in runs]
+        if all(v in run["short"].split(SEPARATOR) for v, run in zip(values, runs, strict=True)):
+            continue
+        seen: dict[Any, int] = {}
+        places = tuple(seen.setdefault(run["params"].get(key), len(seen)) for run in runs)
+        found.setdefault(places, key)
+    return [*found.values()]
 
 
 def _file_name(value: Any) -> Any:
