@@ -46,14 +46,19 @@ def record(uri, folder, bundle, predictions, *, name="a run", trained=(), root="
     pd.DataFrame({"sha256": list(trained) or hashes(50, "train")}).to_parquet(
         folder / "train_images.parquet", index=False
     )
+    if "correct" in predictions:
+        metrics = {"test/acc": float(predictions["correct"].mean())}
+    else:
+        metrics = {"test/mae": float(predictions["error"].abs().mean())}
     config = TrackingConfig(uri=uri, system_metrics=False, run_name=name)
     with start_run(
         config, experiment="flowers", run_name=name, output_dir=folder, resume=False
     ) as run:
         run.log_tags({"model.name": "test_resnet", "data.name": "insects"})
         run.log_config(to_yaml(compose("train", [f"data.root={root}", *data])))
-        run.log_results({"test/acc": float(predictions["correct"].mean())}, 3, folder)
+        run.log_results(metrics, 3, folder)
         run.log_bundle(bundle)
+        assert run.drain(120)
     return json.loads((folder / "run.json").read_text())["run_id"]
 
 

@@ -61,7 +61,7 @@ def tampered(sealed, tmp_path) -> Path:
 
 def test_files_of_a_bundle(sealed):
     folder, report = sealed
-    code = {"__init__", "images", "outputs", "preprocessing", "reader", "serving"}
+    code = {"__init__", "images", "outputs", "preprocessing", "reader", "seal", "serving"}
     assert files(folder) == {
         *("model.safetensors", "config.json", "model.onnx", "classes.txt", "preprocessing.json"),
         "bundle.json",

@@ -4,13 +4,20 @@ import hashlib
 import re
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import timm
+import torch
 from commands import Command
-from exporting import make_photos
+from exporting import CLASSES, export, make_photos, network
 from PIL import Image, ImageEnhance
 from registering import aliases, everything, hashes, record, spoil, table
+from sklearn.metrics import average_precision_score
 
-from tl.bundle import Bundle
+from tl.bundle import Bundle, Outputs
+from tl.config import Task
+from tl.evaluation import predictions_table
 
 
 @pytest.fixture
@@ -172,6 +179,79 @@ def test_images_in_a_table_are_read_from_there(tl, run_store, run_bundles, tmp_p
         done = tl("promote", "name=photos", "margin=0.5")
     assert "on 6 test images" in words(done)
     assert "its bundle looked at 6 of them now" in words(done)
+
+
+def number_bundles(folder, photos):
+    """Two bundles that predict an age."""
+    for number, name in enumerate(("one", "two")):
+        torch.manual_seed(number)
+        model = timm.create_model("test_resnet", num_classes=1)
+        outputs = Outputs("regression", mean=30.0, std=9.0)
+        export(folder / name, model, photos, classes=["age"], outputs=outputs)
+    return folder
+
+
+def label_bundles(folder, photos):
+    """Two bundles with several labels an image."""
+    for number, name in enumerate(("one", "two")):
+        model = network("test_resnet")
+        model.get_classifier().bias.data += 0.1 * number
+        outputs = Outputs("multi", thresholds=(0.2, 0.3, 0.3))
+        export(folder / name, model, photos, outputs=outputs)
+    return folder
+
+
+def numbers(rows, error):
+    """Predictions of ages that are wrong by about as much."""
+    truth = np.linspace(20, 60, len(rows))
+    wrong = error * np.random.default_rng(0).choice([-1.2, -0.8, 0.8, 1.2], len(rows))
+    return predictions_table(rows, truth + wrong, ["age"], task=Task.regression, targets=truth)
+
+
+def labels(rows, error):
+    """Predictions of labels, of which a share is the wrong way round."""
+    rng = np.random.default_rng(0)
+    truth = np.stack([rng.permutation(len(rows)) % 2 for _ in CLASSES], axis=1)
+    shares = np.where(rng.random(truth.shape) < error, 1 - truth, truth) * 0.6 + 0.2
+    return predictions_table(
+        rows, shares, CLASSES, task=Task.multi, targets=truth, thresholds=[0.5] * 3
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "say", "metric"),
+    [(number_bundles, numbers, "mean absolute error"), (label_bundles, labels, "mAP")],
+)
+def test_numbers_and_labels_are_judged_and_predicted_too(
+    tl, run_store, tmp_path, sample_photos, make, say, metric
+):
+    made = make(tmp_path / "bundles", sample_photos)
+    photos = make_pictures(tmp_path / "photos", 8)
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in photos] + hashes(192)
+    names = [f"test/{path.name}" for path in photos] + [f"{i}.png" for i in range(192)]
+    rows = pd.DataFrame({"path": names, "split": "test", "sha256": digests})
+    root = tmp_path / "photos"
+    both = {"one": say(rows, 0.3), "two": say(rows, 0.1).iloc[8:]}
+    for name, predictions in both.items():
+        record(run_store, tmp_path / name, made / name, predictions, name=name, root=root)
+        tl("register", f"run={name}", "name=flowers")
+        done = tl("promote", "name=flowers", "margin=0.5")
+    assert metric in words(done)
+    assert "on 200 test images" in words(done)
+    assert "its bundle looked at 8 of them now" in words(done)
+    # by hand: what its run said, and what the bundle says of the eight
+    bundle, theirs = Bundle.load(made / "two"), both["one"]
+    if metric == "mAP":
+        shares = pd.concat([theirs[:8], both["two"]])[[f"p_{name}" for name in CLASSES]].to_numpy(
+            copy=True
+        )
+        shares[:8] = bundle.probabilities(photos)
+        truth = [[name in found for name in CLASSES] for found in theirs["labels"]]
+        assert f"mAP {average_precision_score(truth, shares):.3f} against" in words(done)
+    else:
+        errors = np.abs(bundle.values(photos) - theirs["target"].to_numpy()[:8])
+        mae = np.concatenate([errors, both["two"]["error"].abs()]).mean()
+        assert f"mean absolute error {mae:.4g} against" in words(done)
 
 
 def test_a_broken_seal_keeps_the_champion(tl, crowned, place, run_bundles, tmp_path):

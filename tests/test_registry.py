@@ -243,48 +243,62 @@ def test_a_store_that_does_not_answer_is_named(tl):
     done.refused("http://127.0.0.1:9", "cannot be used")
 
 
-@pytest.mark.slow
-def test_on_a_server_with_users_the_right_token_promotes_and_others_change_nothing(
-    tl, run_bundles, tmp_path, monkeypatch, recorded
-):
-    folder = tmp_path / "server"
-    folder.mkdir()
-    shutil.copyfile(recorded / "mlflow.db", folder / "mlflow.db")
-    secret = {"MLFLOW_FLASK_SERVER_SECRET_KEY": "of the tests"}
-    settings = folder / "auth.ini"
+def test_on_a_server_with_users_others_change_nothing(tl, recorded, tmp_path, monkeypatch):
+    from mlflow.server import get_app_client
+
+    settings = tmp_path / "auth.ini"
     settings.write_text(
         "[mlflow]\ndefault_permission = READ\n"
-        f"database_uri = sqlite:///{folder / 'users.db'}\n"
+        f"database_uri = sqlite:///{tmp_path / 'users.db'}\n"
         "admin_username = admin\nadmin_password = ants and bees 12\n"
     )
-    env = {**secret, "MLFLOW_AUTH_CONFIG_PATH": str(settings)}
-    backend = f"sqlite:///{folder / 'mlflow.db'}"
-    with mlflow_server(backend, folder, "--app-name", "basic-auth", env=env) as server:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
-        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
-        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "ants and bees 12")
-        record(server.url, tmp_path / "a", run_bundles["one"], table(0.8), name="a")
-        record(server.url, tmp_path / "b", run_bundles["two"], table(0.9, seed=6), name="b")
-        assert tl("register", "run=a", "name=flowers").code == 0
-        assert tl("promote", "name=flowers").code == 0
-        assert tl("register", "run=b", "name=flowers").code == 0
-        store_client = mlflow.MlflowClient(server.url)
-        before = everything(store_client)
-        from mlflow.server import get_app_client
+    env = {"MLFLOW_AUTH_CONFIG_PATH": str(settings), "MLFLOW_FLASK_SERVER_SECRET_KEY": "of tests"}
+    shutil.copyfile(recorded / "crowned.db", tmp_path / "mlflow.db")
+    backend = f"sqlite:///{tmp_path / 'mlflow.db'}"
 
-        get_app_client("basic-auth", tracking_uri=server.url).create_user("guest", "guest12345678")
-        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "guest")
-        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "guest12345678")
-        done = tl("promote", "name=flowers")
-        done.refused(f"the MLflow server {server.url} does not let you")
-        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong password")
+    def become(user, password):
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", user)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+
+    with mlflow_server(backend, tmp_path, "--app-name", "basic-auth", env=env) as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+        become("admin", "ants and bees 12")
+        assert tl("register", "run=better", "name=flowers").code == 0
+        client = mlflow.MlflowClient(server.url)
+        before = everything(client)
+        users = get_app_client("basic-auth", tracking_uri=server.url)
+        users.create_user("guest", "only looks around")
+        become("guest", "only looks around")
+        denied = f"the MLflow server {server.url} does not let you"
+        for command in (
+            ("promote", "name=flowers"),
+            ("promote", "name=flowers", "rollback=true"),
+            ("register", "run=worse", "name=flowers"),
+        ):
+            tl(*command).refused(denied)
+        become("guest", "a wrong password")
         tl("promote", "name=flowers").refused(server.url)
-        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
-        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "ants and bees 12")
-        assert everything(store_client) == before
-        assert not [m for m in store_client.search_registered_models() if m.name.endswith(".lock")]
+        become("admin", "ants and bees 12")
+        assert everything(client) == before
+        assert [model.name for model in client.search_registered_models()] == ["flowers"]
         assert tl("promote", "name=flowers").code == 0
-        assert aliases(store_client) == {"champion": 2, "previous": 1}
+        assert aliases(client) == {"champion": 2, "previous": 1}
+
+
+def test_on_a_team_server_files_go_through_its_proxy(
+    tl, team_server, run_bundles, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", team_server.url)
+    for number, (bundle, right) in enumerate({"one": 0.8, "two": 0.9}.items()):
+        given = table(right, seed=number)
+        record(team_server.url, tmp_path / bundle, run_bundles[bundle], given, name=f"its {bundle}")
+        done = tl("register", f"run=its {bundle}", "name=team flowers")
+        assert done.code == 0, done.err
+        assert tl("promote", "name=team flowers").code == 0
+    client = mlflow.MlflowClient(team_server.url)
+    assert aliases(client, "team flowers") == {"champion": 2, "previous": 1}
+    model = mlflow.pyfunc.load_model("models:/team flowers@champion")
+    assert len(model.predict(model.input_example)) == 1
 
 
 # --- what is loaded ------------------------------------------------------------------------------
