@@ -185,6 +185,7 @@ def test_images_that_are_gone_or_others_now_are_names_only(single, command):
     run, _ = single
     data = run.parent / "data"
     coloured((9, 9, 9), np.random.default_rng(1)).save(data / "test-red-03.png")
+    (data / "train-green-00.png").write_bytes(b"broken since")
     command("report", f"run={run}")
     page = (run / "report.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 1, "the other one is no longer what was judged"

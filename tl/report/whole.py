@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 from tl.advice.sections import METHODS
-from tl.config import TlError
+from tl.config import BadImages, TlError
 from tl.data import ImageTable, read_table
 from tl.pages import render
 from tl.report import first, judging, mistakes, training
@@ -110,10 +111,9 @@ def table_of(path: Path, progress: Callable[[int, int], None]) -> ImageTable | N
     if FoldsFiles.here(path):
         return None
     config = RunFiles(path).config
+    data = replace(config.data, bad_images=BadImages.skip)  # the others can still be shown
     try:
-        return read_table(
-            config.data, seed=config.seed, cache_dir=config.cache.path(), progress=progress
-        )
+        return read_table(data, seed=config.seed, cache_dir=config.cache.path(), progress=progress)
     except TlError as error:
         log.info("no small pictures: %s", error)
         return None
