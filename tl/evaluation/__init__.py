@@ -118,10 +118,7 @@ def evaluate(
         temperature = Temperature(temperature, "that of the bundle")
     limit = Abstain(abstain.precision, abstain.threshold, abstain.note) if abstain else None
     if temperature is not None and np.isfinite(outputs).all():
-        raw = logits_of(outputs, task) * temperature.value
-        more |= {"uncalibrated": probabilities(raw, task)}
-        if chose_temperature:
-            more |= {"held_out": probabilities(raw, task, temperature.per_image)}
+        more |= _at_other_temperatures(outputs, task, temperature, each=chose_temperature)
     if task is Task.multi:
         report = judge_multi(outputs, targets, classes, split, thresholds, **more)
     else:
@@ -130,3 +127,12 @@ def evaluate(
             sure_from = math.inf if limit.threshold is None else limit.threshold
         report = judge_single(outputs, targets, classes, split, sure_from=sure_from, **more)
     return replace(report, temperature=temperature, abstain=limit)
+
+
+def _at_other_temperatures(
+    outputs: ArrayLike, task: Task, temperature: Temperature, *, each: bool
+) -> dict[str, Any]:
+    """Probabilities without temperature and, where asked for, with that of each image."""
+    raw = logits_of(outputs, task) * temperature.value
+    found = {"uncalibrated": probabilities(raw, task)}
+    return found | ({"held_out": probabilities(raw, task, temperature.per_image)} if each else {})

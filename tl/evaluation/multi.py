@@ -49,13 +49,11 @@ def judge_multi(
     chosen = choose_thresholds(p, y) if thresholds is None else np.asarray(thresholds, np.float64)
     if chosen.shape != (len(classes),):
         raise ValueError(f"expected {len(classes)} thresholds, got {chosen.shape}")
-    said = p >= chosen
-    ranking = rank(p, y)
+    said, ranking = p >= chosen, rank(p, y)
     figures = _Figures(honest, y, said)
     of_all, per_class = _with_intervals(figures, y, said, classes, chosen, ranking)
     low, high = _map_interval(p, y, ranking)
-    wrong = said != y
-    found = by_group(wrong.mean(axis=1), groups) if groups is not None else None
+    found = by_group((said != y).mean(axis=1), groups) if groups is not None else None
     metrics = {
         "map": float(per_class["ap"].mean()),
         "map_low": low,

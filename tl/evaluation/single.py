@@ -61,15 +61,12 @@ def judge_single(
         **worst_group(found, "acc", lowest=True),
         "images": float(len(y)),
     }
-    confusion = None
-    if len(classes) <= MOST_CONFUSED:
-        labels = np.arange(len(classes))
-        confusion = confusion_matrix(y, predicted, labels=labels).astype(np.int64)
+    few = len(classes) <= MOST_CONFUSED
     return Report(
         split,
         metrics,
         per_class,
-        confusion,
+        confusion_matrix(y, predicted, labels=np.arange(len(classes))) if few else None,
         tuple(classes),
         truth=y,
         predicted=p,
