@@ -39,8 +39,7 @@ def promote(config: PromoteConfig) -> int:
                 )
     former = "" if found.former is None else f", in place of version {found.former}"
     facts = {"champion": f"version {found.version}{former}", "why": "; ".join(found.reasons)}
-    address = f"models:/{config.name}@champion"
-    facts["serve it"] = f"mlflow models serve -m '{address}' --env-manager local"
+    facts["serve it"] = registry.serve_command(store, f"models:/{config.name}@champion")
     if found.former is not None and not config.rollback:
         facts["go back"] = f"tl promote name={config.name} rollback=true"
     display.facts(config.name, facts)

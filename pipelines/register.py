@@ -33,7 +33,7 @@ def register(config: RegisterConfig) -> int:
         if found.alias != config.alias
         else found.alias,
         "run": found.run_id,
-        "serve it": f"mlflow models serve -m '{found.address}' --env-manager local",
+        "serve it": registry.serve_command(store, found.address),
     }
     if found.alias != "champion":
         facts["make it champion"] = f"tl promote name={config.name}" + (

@@ -9,7 +9,7 @@ from tl.registry.errors import BusyError, NotPromotedError, RegistryError
 from tl.registry.judging import Judgement
 from tl.registry.promoting import Promotion, promote, rollback
 from tl.registry.registering import Registered, register
-from tl.registry.store import Registry, open_registry
+from tl.registry.store import Registry, open_registry, serve_command
 
 __all__ = [
     "BusyError",
@@ -23,4 +23,5 @@ __all__ = [
     "promote",
     "register",
     "rollback",
+    "serve_command",
 ]

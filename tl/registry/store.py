@@ -39,6 +39,17 @@ class Registry:
     uri: str
 
 
+def serve_command(registry: Registry, address: str) -> str:
+    """What a person types to serve a registered model.
+
+    Args:
+        registry: Where it is.
+        address: Of the model, such as `models:/flowers@champion`.
+    """
+    where = f"MLFLOW_TRACKING_URI={redacted(registry.uri)}"
+    return f"{where} mlflow models serve -m '{address}' --env-manager local"
+
+
 @contextmanager
 def open_registry(given: str | None, known: str | None = None) -> Iterator[Registry]:
     """The registry of a store, with MLflow quiet.
