@@ -12,14 +12,14 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from importlib.metadata import version
-from importlib.resources import files
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tl.config import RequestError, TlError, TrackingConfig
+
+from .schema import trouble, version_of_engine, version_of_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -240,6 +240,7 @@ def open_store(uri: str, seconds: float | None = None) -> MlflowClient:
     try:
         if file := sqlite_file(uri):
             with _one_at_a_time(file), nullcontext() if file.stat().st_size else _without_syncs():
+                _check_schema(uri, version_of_file(file))
                 client = MlflowClient(uri)
                 client.search_experiments(max_results=1)
             return client
@@ -252,26 +253,11 @@ def open_store(uri: str, seconds: float | None = None) -> MlflowClient:
             client = MlflowClient(uri)
             client.search_experiments(max_results=1)
         return client
+    except StoreError:
+        raise
     # Drivers, HTTP and MLflow each have their own exceptions; to the user all mean the same.
     except Exception as error:
-        reason = _schema_trouble(uri, str(error)) or reason_of(error)
-        raise StoreError(uri, reason, away=_may_answer(error)) from error
-
-
-def _schema_trouble(uri: str, text: str) -> str | None:
-    """What to do about a database of another version of MLflow; None where it is not that."""
-    found = re.search(r"out-of-date database schema \(found version (\w+)", text)
-    if found is None:
-        return None
-    known = files("mlflow.store.db_migrations").joinpath("versions").iterdir()
-    if any(file.name.startswith(found[1]) for file in known):
-        return (
-            "its tables are of an older MLflow; make a copy of it, then run: "
-            f"mlflow db upgrade {redacted(uri)}"
-        )
-    return (
-        f"its tables are of a newer MLflow than the installed {version('mlflow')}: install that one"
-    )
+        raise StoreError(uri, reason_of(error), away=_may_answer(error)) from error
 
 
 @contextmanager
@@ -324,9 +310,14 @@ def _check_database(uri: str) -> None:
     socket.create_connection((parts.hostname or "localhost", port), CONNECT_SECONDS).close()
     engine = create_engine(uri)
     try:
-        engine.connect().close()
+        _check_schema(uri, version_of_engine(engine))
     finally:
         engine.dispose()
+
+
+def _check_schema(uri: str, found: str | None) -> None:
+    if reason := trouble(found, redacted(uri)):
+        raise StoreError(uri, reason)
 
 
 def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
