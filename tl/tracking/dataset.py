@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,7 @@ def dataset_inputs(fingerprint: Mapping[str, Any]) -> list[dict[str, Any]]:
 def log_inputs(client: MlflowClient, run_id: str, datasets: list[dict[str, Any]]) -> None:
     """Write the data sets of a run; those that it has already stay as they are."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.exceptions import MlflowException
     from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
     inputs = []
@@ -54,7 +56,13 @@ def log_inputs(client: MlflowClient, run_id: str, datasets: list[dict[str, Any]]
         rest = {key: value for key, value in values.items() if key != "context"}
         tags = [InputTag(MLFLOW_DATASET_CONTEXT, values["context"])]
         inputs.append(DatasetInput(Dataset(**rest), tags))
-    client.log_inputs(run_id, datasets=inputs)
+    try:
+        client.log_inputs(run_id, datasets=inputs)
+    except MlflowException as error:
+        # Jobs that begin together make the same data set; the second then finds that of the first.
+        if not re.search(r"(?i)unique|duplicate", str(error)):
+            raise
+        client.log_inputs(run_id, datasets=inputs)
 
 
 def _source(root: str) -> dict[str, str]:
