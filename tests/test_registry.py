@@ -17,6 +17,7 @@ from servers import mlflow_server
 
 from tl.bundle import seal_sha256
 from tl.registry import BusyError, open_registry, store
+from tl.tracking.finding import find_run
 
 
 @pytest.fixture
@@ -33,7 +34,8 @@ def test_a_run_becomes_a_version_with_what_is_known_of_it(
     done = tl("register", "run=good", "name=flowers")
     assert done.code == 0, done.err
     assert "1, new" in done.out
-    assert "models:/flowers@challenger" in done.out
+    serve = f"MLFLOW_TRACKING_URI={run_store} mlflow models serve -m 'models:/flowers@challenger'"
+    assert serve in done.out
     version = store_client.get_model_version_by_alias("flowers", "challenger")
     assert version.tags["tl.bundle_sha256"] == seal_sha256(run_bundles["one"])
     assert version.tags["tl.task"] == "single"
@@ -95,6 +97,28 @@ def test_the_champion_does_not_become_a_challenger(tl, crowned):
 )
 def test_what_cannot_be_registered_is_said_and_leaves_nothing(tl, store_client, arguments, message):
     tl("register", *arguments).refused(message)
+    assert store_client.search_registered_models() == []
+
+
+def test_runs_that_are_not_wholly_there_are_named(tl, store_client, tmp_path):
+    bare = find_run(store_client, "bare")
+    place = bare.data.tags["tl.output_dir"]
+    store_client.create_logged_model(bare.info.experiment_id, "bundle", bare.info.run_id)
+    done = tl("register", "run=bare", "name=flowers")
+    done.refused("the bundle of the run bare", "not wholly in the store yet", f"tl sync {place}")
+    waiting = tmp_path / "waiting"
+    waiting.mkdir()
+    (waiting / "run.json").write_text('{"run_id": null, "status": "PENDING"}')
+    done = tl("register", f"run={waiting}", "name=flowers")
+    done.refused(f"the run of {waiting} is not in MLflow yet: tl sync {waiting}")
+    (waiting / "run.json").unlink()
+    tl("register", f"run={waiting}", "name=flowers").refused(f"{waiting} is no run that MLflow")
+    (waiting / "run.json").write_text("{")
+    tl("register", f"run={waiting}", "name=flowers").refused("run.json cannot be read")
+    (waiting / "run.json").write_text(json.dumps({"run_id": "0" * 32}))
+    tl("register", f"run={waiting}", "name=flowers").refused("the store does not know the run 0")
+    store_client.delete_run(bare.info.run_id)
+    tl("register", f"run={bare.info.run_id}", "name=flowers").refused("was deleted", "restore")
     assert store_client.search_registered_models() == []
 
 
@@ -243,6 +267,7 @@ def test_a_store_that_does_not_answer_is_named(tl):
     done.refused("http://127.0.0.1:9", "cannot be used")
 
 
+@pytest.mark.slow
 def test_on_a_server_with_users_others_change_nothing(tl, recorded, tmp_path, monkeypatch):
     from mlflow.server import get_app_client
 
@@ -285,6 +310,7 @@ def test_on_a_server_with_users_others_change_nothing(tl, recorded, tmp_path, mo
         assert aliases(client) == {"champion": 2, "previous": 1}
 
 
+@pytest.mark.slow
 def test_on_a_team_server_files_go_through_its_proxy(
     tl, team_server, run_bundles, tmp_path, monkeypatch
 ):
