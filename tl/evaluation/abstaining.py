@@ -78,7 +78,12 @@ def choose_abstain(
             break
     wanted = f"{100 * precision:g} %"
     if last is None:
-        note = f"no score guarantees a precision of {wanted} on {len(scores)} images of val"
+        half = (len(ranked) + 1) // 2
+        right = f"{100 - 100 * wrong[half - 1] / half:.1f} %"
+        note = (
+            f"{len(scores)} images of val guarantee {wanted} for no score "
+            f"(of the surest half {right} are right)"
+        )
         return Abstain(precision, None, note)
     # Halfway to the next image: another machine may compute the last bit of a score otherwise.
     threshold = float(ranked[last] + ranked[last + 1]) / 2 if last < len(ranked) - 1 else 0.0
