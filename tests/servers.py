@@ -311,8 +311,10 @@ def object_store() -> Iterator[ObjectStore]:
     url = f"http://{HOST}:{s3}"
     env = {**keys, "MLFLOW_S3_ENDPOINT_URL": url, "AWS_DEFAULT_REGION": "us-east-1"}
     try:
-        with serving(command, lambda: answers(f"{url}/healthz"), folder / "log", keys):
+        ready = lambda: answers(f"{url}/healthz")  # noqa: E731
+        with serving(command, ready, folder / "log", keys) as process:
             yield ObjectStore(url, env)
+            end(process, signal.SIGKILL)  # in order it takes ten seconds, for nothing
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
