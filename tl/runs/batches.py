@@ -16,7 +16,6 @@ from tl.runs.folder import CONFIG, HEADLINES, RunFolder
 
 TABLE = "batch.csv"
 OWN = ("output_dir", "resume")  # settings that differ in any case
-MISSING = "-"
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def sum_up_batch(folder: RunFolder) -> BatchSummary:
     rows = [
         {
             "job": int(job.name),
-            **{key: known.get(key, MISSING) for key in varied},
+            **{key: known.get(key) for key in varied},
             **_found(job),
         }
         for job, known in zip(jobs, settings, strict=True)
