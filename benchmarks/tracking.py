@@ -116,6 +116,8 @@ def main() -> None:
         for number in range(asked.rounds):
             for kind, uri in [*kinds.items()][:: 1 if number % 2 else -1]:
                 found[kind].append(timed(uri, steps, work / f"{kind} {number}"))
+                shown = {name: round(value, 2) for name, value in found[kind][-1].items()}
+                print(number, kind, shown, flush=True)
     rows = []
     for kind in [*kinds][1:]:
         pairs = [*zip(found[kind], found["none"], strict=True)]

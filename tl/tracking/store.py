@@ -86,6 +86,7 @@ def redacted(text: str) -> str:
 def reason_of(error: BaseException) -> str:
     """What an error says, on one line: the cause that MLflow and urllib3 wrap into a paragraph."""
     text = redacted(str(error).strip().split("\n")[0] or type(error).__name__)
+    text = re.sub(r"^\([\w.]+\) ", "", text)  # the driver's own name of the error
     if "code 404" in text:
         return "something answers there, but it is no MLflow server"
     if isinstance(error, ModuleNotFoundError):
