@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from tl.advice import forecast
 from tl.advice.details import duration
@@ -125,17 +125,10 @@ def _second_tile(run: RunFiles) -> Iterator[dict[str, str]]:
 
 def next_steps(run: RunFiles) -> Part:
     """What to do next, the most useful first, and the commands."""
-    found = (
-        _nothing_learned,
-        _labels,
-        _audit,
-        _classes,
-        _groups,
-        _training,
-        _more_data,
-        _calibration,
-        _test,
-    )
+    found: tuple[Callable[[RunFiles], Iterator[Step]], ...]
+    found = (_labels, _audit, _classes, _groups, _training, _more_data, _calibration, _test)
+    if _learned_nothing(run):  # what such a model says of classes and labels means nothing
+        found = (_why_nothing, _audit, _training, _test)
     steps = [step for find in found for step in find(run)]
     texts = [] if steps else ["Nothing stands out: no class, no group and no label looks wrong."]
     blocks = [Block("steps", steps)] if steps else []
@@ -143,15 +136,17 @@ def next_steps(run: RunFiles) -> Part:
     return Part("next", "what to do next", texts, [*blocks, _commands(run)], files)
 
 
-def _nothing_learned(run: RunFiles) -> Iterator[Step]:
+def _learned_nothing(run: RunFiles) -> bool:
     judged = run.judged.get(run.split)
-    if judged is not None and _useless(run, guessed(judged, run)):
-        text = (
-            "Look whether the labels belong to the images, whether the loss of train falls at all "
-            "(if not: another finetune.head_lr, more epochs), and whether the weights are "
-            "pretrained ones."
-        )
-        yield step("Find out why it has learned nothing", text, "training")
+    return judged is not None and _useless(run, guessed(judged, run))
+
+
+def _why_nothing(_: RunFiles) -> Iterator[Step]:
+    text = (
+        "Look whether the labels belong to the images, whether the loss of train falls at all (if "
+        "not: another finetune.head_lr, more epochs), and whether the weights are pretrained ones."
+    )
+    yield step("Find out why it has learned nothing", text, "training")
 
 
 def _labels(run: RunFiles) -> Iterator[Step]:

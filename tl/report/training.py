@@ -12,7 +12,7 @@ from tl.advice.details import duration, learning_curve
 from tl.config import Task
 from tl.pages import address
 from tl.report.files import HISTORY, MODEL, PROGRESS, RunFiles
-from tl.report.parts import WORDS, Block, Part, facts, listed, number, step
+from tl.report.parts import WORDS, Block, Part, facts, first_up, listed, number, step
 
 CURVES = "pictures/learning_curves.png"
 MOST_COUNTED = 60  # classes whose images are counted
@@ -110,8 +110,8 @@ def phases(run: RunFiles) -> Part:
     files = ["plan.json", PROGRESS]
     if run.has(CURVES):
         text = (
-            "Loss, score and learning rates over the epochs of all phases; circles are the epochs "
-            "that were kept."
+            "Loss, score and learning rates over the epochs of all phases; circles are the best "
+            "epoch of each."
         )
         picture = {"address": address((run.path / CURVES).read_bytes(), "image/png"), "text": text}
         blocks.append(Block("picture", picture))
@@ -129,7 +129,8 @@ def _kept(run: RunFiles) -> str:
     lost = [phase["name"] for phase in run.done if not phase.get("kept", True)]
     text = "Each phase keeps its best epoch on val, and the next one starts from there."
     if lost:
-        text += f" {listed(lost).capitalize()} made val no better and was taken back."
+        names = f"phase {lost[0]}" if len(lost) == 1 else f"phases {listed(lost)}"
+        text += f" {first_up(names)} made val no better, and what it did was taken back."
     return text
 
 
