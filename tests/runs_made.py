@@ -95,3 +95,34 @@ def logged(folder: Path, uri: str, experiment: str = "insects", **params: Any) -
         tracked.log_params({"finetune.method": "lp_ft", "model.parameters": 1000, **params})
         tracked.log_results(metrics, 3, folder)
     return str(tracked.run_id)
+
+
+def values(folder: Path) -> dict[str, Any]:
+    """What a comparison has written."""
+    return dict(json.loads((folder / "compare.json").read_text()))
+
+
+class Maker:
+    """Folders of runs on the same pictures.
+
+    Args:
+        place: Where they are made.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.rows = pictures(place / "images")
+
+    def __call__(
+        self,
+        name: str,
+        quality: float,
+        *settings: str,
+        seed: int = 0,
+        task: Task = Task.single,
+        of: pd.DataFrame | None = None,
+    ) -> Path:
+        """Make one; `of` are other images."""
+        table, metrics = answers(self.rows if of is None else of, quality, seed, task)
+        where = self.place / "runs" / name
+        return run_folder(where, self.place / "images", table, metrics, f"seed={seed}", *settings)

@@ -1,25 +1,19 @@
-"""`tl compare`: verdicts on runs that are known to differ or not, and what is refused."""
+"""`tl compare` on folders: verdicts on runs that are known to differ or not; what is refused."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import sqlite3
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import servers
-from commands import TINY, Command
-from runs_made import answers, logged, pictures, run_folder
+from commands import Command
+from runs_made import Maker, answers, pictures, values
 
 from tl.comparison.families import Family, family_pairs
 from tl.comparison.judging import groups_of
-from tl.comparison.stored import opened, quoted
-from tl.config import CompareConfig, ConfigError, Task, spelled
+from tl.config import Task
 from tl.evaluation import PairSide, sheet_of
-from tl.tracking import TrackingError
 
 
 @pytest.fixture
@@ -28,31 +22,8 @@ def command(capfd, monkeypatch) -> Command:
 
 
 @pytest.fixture
-def made(tmp_path):
-    """Factory of folders of runs on the same pictures."""
-    rows = pictures(tmp_path / "images")
-
-    def make(name: str, quality: float, *settings: str, seed: int = 0, task=Task.single, of=rows):
-        table, metrics = answers(of, quality, seed, task)
-        where = tmp_path / "runs" / name
-        return run_folder(where, tmp_path / "images", table, metrics, f"seed={seed}", *settings)
-
-    make.rows = rows
-    return make
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory) -> Path:
-    """Tables of a store, which take seconds to make."""
-    from tl.tracking.store import open_store
-
-    file = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    open_store(f"sqlite:///{file}")
-    return file
-
-
-def values(folder: Path) -> dict:
-    return json.loads((folder / "compare.json").read_text())
+def made(tmp_path) -> Maker:
+    return Maker(tmp_path)
 
 
 def test_a_clear_winner_a_tie_and_what_would_tell(command, made, tmp_path):
@@ -265,151 +236,6 @@ def test_without_test_images_val_is_compared_with_a_warning(command, made, tmp_p
     assert "These are val images, on which training chose its epochs" in done.out
 
 
-def test_an_experiment_is_compared_and_the_comparison_logged_to_it(command, tmp_path, image_folder):
-    images = image_folder(splits={"train": 6, "val": 3, "test": 6})
-    for method in ("linear_probe", "full"):
-        settings = [f"data.root={images}", f"finetune={method}", "finetune.epochs=1"]
-        assert command("train", *TINY, *settings, f"output_dir={tmp_path / method}").code == 0
-    out = tmp_path / "out"
-    done = command("compare", f"experiment={images.name}", f"output_dir={out}")
-    assert done.code == 0, done.err
-    found = values(out)
-    assert len(found["runs"]) == 2
-    assert "params.finetune.method" in found["varied"]
-    for run in found["runs"]:
-        method = run["params"]["params.finetune.method"]
-        metrics = json.loads((tmp_path / method / "metrics.json").read_text())
-        assert run["value"] == pytest.approx(metrics["test/acc"])
-        assert run["low"] == pytest.approx(metrics["test/acc_low"])
-        assert run["folder"] == str(tmp_path / method)
-        assert run["cost"]["parameters"] > run["cost"]["trainable_parameters"] or method == "full"
-        assert run["curve"]["y"]
-    again = command("compare", f"experiment={images.name}", "filter=params.finetune.method != none")
-    assert again.code == 0, again.err  # the comparison itself is no run to compare
-    assert "of 2 runs" in again.out.replace("\n  ", " ")
-    from mlflow import MlflowClient
-
-    client = MlflowClient()
-    experiment = client.get_experiment_by_name(images.name)
-    kept = client.search_runs([experiment.experiment_id], "tags.`tl.kind` = 'comparison'")
-    assert len(kept) == 2
-    files = {file.path for file in client.list_artifacts(kept[0].info.run_id)}
-    assert {"compare.html", "compare.json", "compare.csv"} <= files
-
-
-@pytest.fixture
-def stored(made, tmp_path, empty_store):
-    """Two runs in a store of their own, and its address."""
-    (tmp_path / "store").mkdir()
-    shutil.copy(empty_store, tmp_path / "store/mlflow.db")
-    uri = f"sqlite:///{tmp_path / 'store/mlflow.db'}"
-    ids = [
-        logged(made(name, q), uri, seed=i) for i, (name, q) in enumerate((("a", 0.9), ("b", 0.6)))
-    ]
-    return f"tracking.uri={uri}", ids, tmp_path
-
-
-def test_runs_are_named_by_id_or_by_name(command, stored):
-    uri, ids, tmp = stored
-    done = command("compare", uri, f"runs={ids[0]},insects · b", f"output_dir={tmp / 'out'}")
-    if "insects · b · " in done.err or done.code:  # names end with four digits of their job
-        from mlflow import MlflowClient
-
-        name = MlflowClient(uri.partition("=")[2]).get_run(ids[1]).info.run_name
-        done = command("compare", uri, f"runs={ids[0]},{name}", f"output_dir={tmp / 'out2'}")
-    assert done.code == 0, done.err
-    assert "beats" in done.out
-
-
-def test_a_run_whose_files_are_not_in_the_store_yet_is_read_from_its_folder(command, stored):
-    uri, _, tmp = stored
-    for file in (tmp / "store/mlartifacts").rglob("predictions.parquet"):
-        file.unlink()
-    out = tmp / "out"
-    assert command("compare", uri, "experiment=insects", f"output_dir={out}").code == 0
-    assert [run["group"] for run in values(out)["runs"]] == [0, 0]
-    shutil.rmtree(tmp / "runs/b")
-    done = command("compare", uri, "experiment=insects", f"output_dir={tmp / 'again'}")
-    assert done.code == 0
-    left = values(tmp / "again")["runs"][-1]
-    assert "tl sync" in left["why_not"]
-    assert "1 run is left out" in done.out.replace("\n  ", " ")
-
-
-def test_runs_of_a_server_are_fetched_through_its_proxy(command, made, tmp_path, monkeypatch):
-    database = f"sqlite:///{tmp_path / 'server.db'}"
-    with servers.mlflow_server(database, tmp_path / "server") as server:
-        for number, (name, quality) in enumerate((("a", 0.9), ("b", 0.6))):
-            logged(made(name, quality), server.url, seed=number)
-            shutil.rmtree(tmp_path / "runs" / name)
-        out, uri = tmp_path / "out", f"tracking.uri={server.url}"
-        done = command("compare", uri, "experiment=insects", f"output_dir={out}")
-        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-        with opened(server.url) as store:
-            run = store.experiment("insects", None)[0]
-            assert run.file("nothing.parquet") is None
-            servers.end(server.process)
-            with pytest.raises(TrackingError, match=r"did not give predictions.parquet .* refused"):
-                run.file("predictions.parquet")
-    assert done.code == 0, done.err
-    found = values(out)
-    assert found["pairs"][0]["verdict"] == "a"
-    assert found["runs"][0]["url"].startswith(f"{server.url}/#/experiments/")
-    assert found["runs"][0]["curve"]["y"] == [0.5, 0.7]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["experiment=insect"], ["insect does not exist", "did you mean insects?"]),
-        (["experiment=insects", "filter=params.seed ="], ["filter: MLflow cannot read"]),
-        (["experiment=insects", "filter=params.seed = '7'"], ["no run that fulfils"]),
-        (["experiment=insects", "filter=params.seed = '1'"], ["one run alone", "takes two"]),
-        (["runs=nothing,like · this"], ["nothing"]),
-        (["experiment=insects", "baseline=nothing"], ["nothing"]),
-        (["experiment=insects", "split=val"], ["no run has val images; there are test"]),
-        (["experiment=insects", "split=train"], ["split must be one of val, test"]),
-        ([], ["experiment=NAME", "runs=A,B"]),
-        (["runs=a,b", "filter=params.seed = 1"], ["filter chooses", "use one of both"]),
-        (["experiment=insects", "confidence=2", "thumbnail=false"],
-         ["confidence must be in [0.5, 0.9999]", "did you mean thumbnails?"]),
-    ],
-)  # fmt: skip
-def test_bad_requests_are_one_clear_message(command, stored, arguments, words):
-    uri, _, tmp = stored
-    out = tmp / "out"
-    command("compare", uri, f"output_dir={out}", *arguments).refused(*words)
-    assert not out.exists()
-
-
-def test_a_store_that_is_not_there_is_not_made(command, tmp_path):
-    file = tmp_path / "none.db"
-    command("compare", f"tracking.uri=sqlite:///{file}", "experiment=x").refused(
-        f"there is no MLflow store {file}", "runs=FOLDER"
-    )
-    assert not file.exists()
-
-
-def test_a_store_of_another_version_is_refused_and_left_as_it_is(command, stored):
-    _, _, tmp = stored
-    file = Path(shutil.copy(tmp / "store/mlflow.db", tmp / "other.db"))
-    with sqlite3.connect(file) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = 'c8438ad8d51d'")
-    before = file.read_bytes()
-    done = command("compare", f"tracking.uri=sqlite:///{file}", "experiment=insects")
-    done.refused("cannot be used", "MLflow")
-    assert file.read_bytes() == before
-
-
-def test_a_deleted_experiment_is_said(command, stored):
-    from mlflow import MlflowClient
-
-    uri, _, _ = stored
-    client = MlflowClient(uri.partition("=")[2])
-    client.delete_experiment(client.get_experiment_by_name("insects").experiment_id)
-    command("compare", uri, "experiment=insects").refused("the experiment insects was deleted")
-
-
 def test_folders_that_cannot_be_compared_say_why(command, made, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -446,31 +272,3 @@ def test_equal_figures_are_shared_and_the_cheaper_run_comes_first(command, made,
     assert "2 runs with" in done.out
     assert "short, longer, the cheapest first" in done.out.replace("\n  ", " ")
     assert "They are right and wrong on the same images" in done.out.replace("\n  ", " ")
-
-
-def test_folds_are_compared_by_the_run_above_them(command, made, tmp_path, empty_store):
-    from mlflow import MlflowClient
-
-    uri = f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlflow.db')}"
-    ids = [logged(made(name, 0.9), uri) for name in ("above", "fold", "other")]
-    client = MlflowClient(uri)
-    client.set_tag(ids[0], "tl.kind", "folds")
-    client.set_tag(ids[1], "mlflow.parentRunId", ids[0])
-    out = tmp_path / "out"
-    done = command("compare", f"tracking.uri={uri}", "experiment=insects", f"output_dir={out}")
-    assert done.code == 0, done.err
-    assert {run["id"] for run in values(out)["runs"]} == {ids[0], ids[2]}
-
-
-def test_names_and_conditions_need_no_quotes_of_their_own():
-    assert quoted("params.model.name = resnet18 and metrics.val/acc > 0.9") == (
-        "params.`model.name` = 'resnet18' and metrics.`val/acc` > 0.9"
-    )
-    assert quoted("params.`a.b` = 'x y' and tags.c LIKE 'd%'") == (
-        "params.`a.b` = 'x y' and tags.c LIKE 'd%'"
-    )
-    assert spelled(["runs=[a, b]", "filter=params.x = \"y\""]) == [
-        'runs=["a","b"]', 'filter="params.x = \\"y\\""'
-    ]  # fmt: skip
-    with pytest.raises(ConfigError, match="twice"):
-        CompareConfig(runs=["a", "a"])
