@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import tl  # isort: skip  # noqa: F401  # sets OpenMP's wait policy before torch is loaded
 import pytorch_lightning as pl
 import torch
 from torch.nn import functional as F
@@ -106,9 +107,11 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     sending.LONG_SECONDS = 1.0  # these fits are shorter than a job that has known it for long
     load_mlflow(TrackingConfig())
+    torch.set_num_threads(1)  # so that the threads of tracking have a core of their own
     with tempfile.TemporaryDirectory() as place, hanging() as silent:
         work = Path(place)
         kinds = {"none": None, "database": f"sqlite:///{work}/mlflow.db", "hanging server": silent}
+        print("warm-up", flush=True)
         for kind, uri in kinds.items():  # warm-up, and the tables of the database
             timed(uri, 50, work / f"warm {kind}")
         steps = max(50, round(500 * asked.seconds / timed(None, 500, work / "pace")["wall"]))
