@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 SECONDS = 5.0  # between two looks for new records, so that many go in one request
 RETRY_SECONDS = (1.0, 60.0)  # after a failure: the first pause, and the longest
 LONG_SECONDS = 30.0  # of failures, after which the end of the job does not wait for long
+LARGE_SECONDS = 20.0  # of patience with a record, from which it is a large file
 GIVEN_UP_SECONDS = 2.0  # that it waits then
 LATE_SECONDS = 600.0  # since the last sign of life, after which somebody may have closed the run
 
@@ -88,7 +89,7 @@ class Sender:
             slow = "timed out" in str(self.failure) or "timeout" in str(self.failure)
             if (failed >= tries and not slow) or not self._thread.is_alive():
                 return self.spool.empty
-            large = self.writer.patience if self.writer.patience > 2 * seconds else 0
+            large = self.writer.patience if self.writer.patience > LARGE_SECONDS else 0
             if time.monotonic() - max(began, self.writer.progress) > max(seconds, large):
                 return False
         return True
