@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tl.config import NO_YAML, Interrupted, TlError, TrainConfig, quoted_place
+from tl.config import NO_YAML, Interrupted, TlError, TrainConfig
 from tl.pipelines.commandline import (
     BATCH_FLAGS,
     check_overrides,
@@ -31,6 +31,7 @@ from tl.pipelines.commandline import (
     file_error,
     help_text,
     override_keys,
+    spelled,
     split_flags,
 )
 
@@ -95,7 +96,7 @@ def run(name: str, job: Job, argv: list[str] | None = None) -> None:
         job: Takes the validated dataclass; what it returns is the objective of a sweep.
         argv: Overrides and Hydra's flags; default: those of the process.
     """
-    args = [*map(quoted_place, sys.argv[1:] if argv is None else argv)]
+    args = spelled(name, [*(sys.argv[1:] if argv is None else argv)])
     if {"-h", "--help"} & set(args):
         _show(help_text(name, pipelines()[name]))
         return

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tl.advice import several
 from tl.config import AdviseConfig
 from tl.pipelines import loading, run
 
@@ -59,7 +57,7 @@ def advise(config: AdviseConfig) -> Candidate:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry of `tl advise` and of `python pipelines/advise.py`."""
-    run("advise", advise, several(sys.argv[1:] if argv is None else argv))
+    run("advise", advise, argv)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,9 @@ from tl.config import (
     convert,
     limit_problems,
     no_phase,
+    plain_folders,
+    plain_names,
+    quoted_place,
     schema_keys,
     unknown_key,
 )
@@ -126,6 +129,23 @@ def check_overrides(name: str, args: list[str]) -> None:
             except ConfigError as error:
                 problems += [p for p in error.problems if p not in problems]
         raise ConfigError(problems)
+
+
+def spelled(name: str, args: list[str]) -> list[str]:
+    """Arguments of pipeline `name` as Hydra reads them, where people write them more simply.
+
+    A list needs no brackets (`model=a,b` of `tl advise`, `runs=a,b` of `tl compare`), the name of a
+    run no quotes, and `tl sync` no key before its folders.
+    """
+    if name == "advise":
+        from tl.advice import several
+
+        args = several(args)
+    elif name in {"compare", "register", "promote"}:
+        args = plain_names(args)
+    elif name == "sync":
+        args = plain_folders(args)
+    return [*map(quoted_place, args)]
 
 
 def split_flags(args: list[str]) -> tuple[list[str], list[str]]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
-from tl.config import CompareConfig, spelled
+from tl.config import CompareConfig
 from tl.pipelines import loading, run
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def compare(config: CompareConfig) -> Comparison:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry of `tl compare` and of `python pipelines/compare.py`."""
-    run("compare", compare, spelled(sys.argv[1:] if argv is None else argv))
+    run("compare", compare, argv)
 
 
 if __name__ == "__main__":

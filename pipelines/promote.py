@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tl.config import PromoteConfig, spelled
+from tl.config import PromoteConfig
 from tl.pipelines import loading, run
 
 
@@ -48,7 +48,7 @@ def promote(config: PromoteConfig) -> int:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry of `tl promote` and of `python pipelines/promote.py`."""
-    run("promote", promote, None if argv is None else spelled(argv))
+    run("promote", promote, argv)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tl.config import RegisterConfig, spelled
+from tl.config import RegisterConfig
 from tl.pipelines import loading, run
 
 
@@ -45,7 +45,7 @@ def register(config: RegisterConfig) -> int:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry of `tl register` and of `python pipelines/register.py`."""
-    run("register", register, None if argv is None else spelled(argv))
+    run("register", register, argv)
 
 
 if __name__ == "__main__":

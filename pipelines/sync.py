@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,16 +46,7 @@ def sync(config: SyncConfig) -> list[Synced]:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry of `tl sync` and of `python pipelines/sync.py`."""
-    run("sync", sync, _as_settings(sys.argv[1:] if argv is None else argv))
-
-
-def _as_settings(args: list[str]) -> list[str]:
-    """Folders without a key in front, as the setting `runs`."""
-    plain = [a for a in args if not a.startswith("-") and ("=" not in a or Path(a).exists())]
-    if not plain:
-        return args
-    quoted = ",".join('"' + a.replace("\\", "\\\\").replace('"', '\\"') + '"' for a in plain)
-    return [*(a for a in args if a not in plain), f"runs=[{quoted}]"]
+    run("sync", sync, argv)
 
 
 if __name__ == "__main__":

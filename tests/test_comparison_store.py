@@ -13,7 +13,7 @@ from commands import TINY, Command
 from runs_made import Maker, logged, values
 
 from tl.comparison.stored import opened, quoted
-from tl.config import CompareConfig, ConfigError, spelled
+from tl.config import CompareConfig, ConfigError, plain_names
 from tl.tracking import TrackingError
 
 QUALITIES = (("a", 0.9), ("b", 0.6))
@@ -212,7 +212,7 @@ def test_names_and_conditions_need_no_quotes_of_their_own():
     assert quoted("params.`a.b` = 'x y' and tags.c LIKE 'd%'") == (
         "params.`a.b` = 'x y' and tags.c LIKE 'd%'"
     )
-    assert spelled(["runs=[a, b]", "filter=params.x = \"y\""]) == [
+    assert plain_names(["runs=[a, b]", "filter=params.x = \"y\""]) == [
         'runs=["a","b"]', 'filter="params.x = \\"y\\""'
     ]  # fmt: skip
     with pytest.raises(ConfigError, match="twice"):

@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 
 import tl
-from tl.advice import several
-from tl.config import PIPELINES, ConfigError, quoted_place, schema_keys
-from tl.pipelines.commandline import check_overrides
+from tl.config import PIPELINES, ConfigError, schema_keys
+from tl.pipelines.commandline import check_overrides, spelled
 
 REPO = Path(__file__).parents[1]
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
@@ -61,15 +60,17 @@ def arguments(line: str) -> list[str] | None:
 
 def problems_of(args: list[str], *, whole: bool) -> list[str]:
     """What is wrong with a command line; without `whole` it may be cut short."""
-    shown = [quoted_place(a) for a in args if a not in {"…", "..."}]
+    shown = [a for a in args if a not in {"…", "..."}]
     if not shown or shown[0] in {"--help", "--version", "PIPELINE"} or shown[1:2] == ["--help"]:
         return []
     if shown[0] not in PIPELINES:
         return [f"there is no pipeline {shown[0]}"]
     try:
-        check_overrides(shown[0], several(shown[1:]) if shown[0] == "advise" else shown[1:])
-        if whole and len(shown) == len(args) and not {"-m", "--config-dir", "--cfg"} & set(shown):
-            tl.compose(shown[0], several(shown[1:]) if shown[0] == "advise" else shown[1:])
+        given = spelled(shown[0], shown[1:])
+        check_overrides(shown[0], given)
+        cut = len(shown) < len(args)
+        if whole and not cut and not {"-m", "--config-dir", "--cfg"} & set(shown):
+            tl.compose(shown[0], given)
     except ConfigError as error:
         return [p for p in error.problems if whole or LEFT_OUT not in p]
     return []

@@ -118,29 +118,31 @@ def test_the_servers_of_a_team_are_stopped_killed_and_started_again(
     backend, port = postgres.create("outage", mlflow_tables), servers.free_port()
     config = TrackingConfig(uri=f"http://127.0.0.1:{port}", system_metrics=False)
     common = {"experiment": "out", "run_name": "a run", "resume": False}
-    with servers.mlflow_server(backend, tmp_path / "server", port=port) as server:
-        with start_run(config, output_dir=tmp_path / "out", **common) as found:
-            work(found, range(10))
-            assert found.drain()
-            os.killpg(server.process.pid, signal.SIGSTOP)  # takes requests, and does them later
-            work(found, range(10, 20))
-            time.sleep(4)
-            os.killpg(server.process.pid, signal.SIGCONT)
+    with (
+        servers.mlflow_server(backend, tmp_path / "server", port=port) as server,
+        start_run(config, output_dir=tmp_path / "out", **common) as found,
+    ):
+        work(found, range(10))
+        assert found.drain()
+        os.killpg(server.process.pid, signal.SIGSTOP)  # takes requests, and does them later
+        work(found, range(10, 20))
+        time.sleep(4)
+        os.killpg(server.process.pid, signal.SIGCONT)
+        assert found.drain(60)
+        # The database ends all connections, as when it is started again.
+        postgres.query(
+            "postgres",
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'outage'",
+        )
+        work(found, range(20, 30))
+        assert found.drain(60)
+        servers.end(server.process, signal.SIGKILL)
+        work(found, range(30, 40))
+        time.sleep(2)
+        with servers.mlflow_server(backend, tmp_path / "server", port=port) as again:
+            work(found, range(40, 50))
             assert found.drain(60)
-            # The database ends all connections, as when it is started again.
-            postgres.query(
-                "postgres",
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'outage'",
-            )
-            work(found, range(20, 30))
-            assert found.drain(60)
-            servers.end(server.process, signal.SIGKILL)
-            work(found, range(30, 40))
-            time.sleep(2)
-            with servers.mlflow_server(backend, tmp_path / "server", port=port) as again:
-                work(found, range(40, 50))
-                assert found.drain(60)
-                metrics = history(again.url, found.run_id, "a")
+            metrics = history(again.url, found.run_id, "a")
     assert metrics == [(s, float(s)) for s in range(50)]
     assert record(tmp_path / "out")["waiting"] == 1  # the status: the server is gone for good
 

@@ -7,7 +7,7 @@ room imports torch: `--help` and config errors are instant.
 
 from __future__ import annotations
 
-from tl.config.comparing import CompareConfig, spelled
+from tl.config.comparing import CompareConfig, plain_names
 from tl.config.data import (
     AuditMode,
     BadImages,
@@ -70,7 +70,7 @@ from tl.config.schemas import (
     Trains,
 )
 from tl.config.settings import Checked, Request, limit_problems, setting
-from tl.config.tracking import SyncConfig
+from tl.config.tracking import SyncConfig, plain_folders
 from tl.config.validation import (
     compose,
     convert,
@@ -146,11 +146,12 @@ __all__ = [
     "is_remote",
     "limit_problems",
     "no_phase",
+    "plain_folders",
+    "plain_names",
     "quoted_place",
     "register_schemas",
     "schema_keys",
     "setting",
-    "spelled",
     "to_yaml",
     "unknown_key",
     "validate",

@@ -70,19 +70,19 @@ class CompareConfig(Request):
         return found
 
 
-def spelled(args: Sequence[str]) -> list[str]:
+def plain_names(args: Sequence[str]) -> list[str]:
     """Arguments of `tl compare` and its likes as Hydra reads them: names and conditions in quotes.
 
     `runs=A,B` is a list here and no sweep, and `experiment=NAME` no preset.
 
     Example:
-        >>> spelled(["runs=a · 1f3c,b", "experiment=birds", "split=val"])
+        >>> plain_names(["runs=a · 1f3c,b", "experiment=birds", "split=val"])
         ['runs=["a · 1f3c","b"]', 'tracking.experiment="birds"', 'split=val']
     """
-    return [_spelled(arg) for arg in args]
+    return [_plain(arg) for arg in args]
 
 
-def _spelled(arg: str) -> str:
+def _plain(arg: str) -> str:
     key, equals, value = arg.partition("=")
     if not equals or "${" in value:
         return arg

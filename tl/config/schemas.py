@@ -292,7 +292,7 @@ class TrackingConfig(Checked):
     experiment: str | None = setting(
         None, "MLflow experiment; default: the data folder's name", common=True
     )
-    run_name: str | None = setting(None, "default: data · model · method")
+    run_name: str | None = setting(None, "default: data · model · method · four digits of the job")
     tags: dict[str, str] = setting(factory=dict, help="further tags of the run")
     system_metrics: bool = setting(True, "log CPU, memory and GPU use")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tl.config.settings import Checked, Request, setting
 
@@ -31,3 +33,12 @@ class SyncConfig(Request):
     def problems(self) -> list[str]:
         """There is a folder."""
         return [] if self.folders() else ["which run? tl sync runs/NAME, or tl sync runs for all"]
+
+
+def plain_folders(args: Sequence[str]) -> list[str]:
+    """Arguments of `tl sync` with the folders that have no key in front as the setting `runs`."""
+    plain = [a for a in args if not a.startswith("-") and ("=" not in a or Path(a).exists())]
+    if not plain:
+        return [*args]
+    quoted = ",".join('"' + a.replace("\\", "\\\\").replace('"', '\\"') + '"' for a in plain)
+    return [*(a for a in args if a not in plain), f"runs=[{quoted}]"]
