@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from tl.advice.asking import models, several
 from tl.advice.ranking import Candidate, best, ranking
-from tl.advice.sections import Section, brief
+from tl.advice.sections import brief
 from tl.advice.whole import heading, sections
 from tl.advice.writing import AdviceError, write
 
 __all__ = [
     "AdviceError",
     "Candidate",
-    "Section",
     "best",
     "brief",
     "heading",

@@ -9,10 +9,11 @@ from typing import Any
 
 from tl.advice import forecast
 from tl.advice.ranking import Candidate
-from tl.advice.sections import Section, percent, points
+from tl.advice.sections import percent, points
 from tl.config import AdviseConfig, DataConfig, FinetuneConfig, PhaseConfig
 from tl.decision import Cost, Decision
 from tl.decision.evidence import Evidence, Score
+from tl.sections import Section
 
 ALL = -1
 # Full fine-tuning minus linear probe on VTAB-1k (ViT-B/16, 1,000 images each), by the corrected

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tl.advice.sections import METHODS, Section
+from tl.advice.sections import METHODS
 from tl.pages import render
+from tl.sections import Section
 
 TEMPLATE = "page.html"
 

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tl.advice.sections import Section, percent
+from tl.advice.sections import percent
 from tl.decision import Cost, Decision
 from tl.decision.evidence import Evidence, Score
+from tl.sections import Section
 
 ADVISED, TIE = "→ ", "= "  # marks before a name
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from tl.decision import Decision, table_rows
 from tl.decision.evidence import Evidence, Score, Similarity
-
-Kind = Literal["grid", "bars", "curve", "facts", "list", "table", "text"]
+from tl.sections import Section
 
 # What a person calls the methods of a decision.
 METHODS = {
@@ -22,26 +20,6 @@ METHODS = {
     "full": "all stages at once",
 }
 COLUMNS = ("similar", "different")
-
-
-@dataclass(frozen=True)
-class Section:
-    """One part of what a person reads.
-
-    Args:
-        title: Heading.
-        kind: What the rows are. `grid`: `amount`, `similar`, `different`, `marked` (`similar`,
-            `different` or empty); `bars`: `name`, `value`, `low`, `high` in [0, 1] and `text`, the
-            figures in words; `curve`: these, `images` and `measured`, for pages only; `facts`:
-            `name`, `text`; `list` and `text`: `text`; `table`: column -> value.
-        rows: From top to bottom.
-        note: A sentence below them.
-    """
-
-    title: str
-    kind: Kind
-    rows: tuple[Mapping[str, Any], ...]
-    note: str = ""
 
 
 def brief(evidence: Evidence, decision: Decision) -> tuple[Section, ...]:

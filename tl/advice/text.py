@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tl.advice.sections import COLUMNS, Section
+from tl.advice.sections import COLUMNS
+from tl.sections import Section
 
 BAR = 20  # characters from 0 to 1
 Rows = Sequence[Mapping[str, Any]]

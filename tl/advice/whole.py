@@ -15,8 +15,9 @@ from tl.advice.details import (
     plan_table,
 )
 from tl.advice.ranking import Candidate, best, ranking
-from tl.advice.sections import Section, brief
+from tl.advice.sections import brief
 from tl.config import AdviseConfig
+from tl.sections import Section
 
 
 def heading(

@@ -15,11 +15,11 @@ from omegaconf import OmegaConf
 from tl.advice.details import train_command
 from tl.advice.page import page
 from tl.advice.ranking import Candidate
-from tl.advice.sections import Section
 from tl.advice.text import markdown
 from tl.config import AdviseConfig, RequestError, absolute_data
 from tl.decision.augmenting import augmentation
 from tl.files import write_texts
+from tl.sections import Section
 
 DECIDED = ("model", "augment", "finetune")  # groups of tl train that the plan fills
 LINE = 96  # characters of a comment

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +11,11 @@ from tl.config import Task
 from tl.data.table import ImageTable
 from tl.files import write_texts
 from tl.pages import render, thumbnails
+from tl.sections import Section
 
 JSON, PAGE, LIST = "audit.json", "audit.html", "quarantined.csv"
 TEMPLATE = "page.html"
 SHOWN = 24  # images of a finding on the page; audit.json has them all
-
-
-@dataclass(frozen=True)
-class Section:
-    """One part of what stands on the screen; rows as `tl.display.sections` takes them."""
-
-    title: str
-    kind: str
-    rows: Sequence[Mapping[str, Any]]
-    note: str = ""
 
 
 def sections(

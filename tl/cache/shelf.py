@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tl.cache import locks
+from tl import locks
 from tl.cache.errors import CacheError, write_error
 from tl.cache.rows import Index, Rows, to_digests
 from tl.cache.segments import (

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tl.cache import locks
+from tl import locks
 from tl.cache.errors import REMEDY, CacheError, size_text, write_error
 from tl.cache.segments import FACTS as SEGMENT_FACTS
 from tl.cache.segments import HIDDEN, VERSION, Field, discard, leftovers, segments

@@ -6,28 +6,18 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
 from tl.comparison.errors import CompareError
 from tl.comparison.words import NAMES, SEPARATOR, value_words
 from tl.files import write_texts
+from tl.sections import Section
 
 JSON, TABLE, PAGE = "compare.json", "compare.csv", "compare.html"
 MOST_ROWS = 30  # of a table on the screen
 MOST_WORDS = 12  # pairs in words on the screen
 MOST_SETTINGS = 4  # columns of what was varied
-
-
-@dataclass(frozen=True)
-class Section:
-    """One part of what stands on the screen; rows as `tl.display.sections` takes them."""
-
-    title: str
-    kind: str
-    rows: Sequence[Mapping[str, Any]]
-    note: str = ""
 
 
 def files(folder: Path) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from rich.text import Text
 
@@ -18,30 +18,11 @@ from tl.display.tables import (
     results_table,
     say,
 )
+from tl.sections import Section
 
 BAR = 30  # characters from 0 to 1
 HEADS = {"similar": " similar to the pretraining", "different": " different from it"}
 Rows = Sequence[Mapping[str, Any]]
-
-
-class Section(Protocol):
-    """One part of what a person reads; `tl.advice.Section` says what the rows hold."""
-
-    @property
-    def title(self) -> str:
-        """Heading."""
-
-    @property
-    def kind(self) -> str:
-        """`grid`, `bars`, `facts`, `list`, `text` or `table`."""
-
-    @property
-    def rows(self) -> Rows:
-        """From top to bottom."""
-
-    @property
-    def note(self) -> str:
-        """A sentence below them."""
 
 
 def sections(parts: Sequence[Section]) -> None:

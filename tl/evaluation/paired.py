@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +18,7 @@ from scipy.stats import binom, binomtest, norm, ttest_1samp
 from scipy.stats import t as t_distribution
 
 from tl.evaluation.multi import average_precision
+from tl.evaluation.resampling import drawn_weights
 
 Floats = NDArray[np.float64]
 Verdict = Literal["a", "b", "none"]
@@ -239,10 +240,11 @@ def draws(
     if metric == "map" and resamples is None:
         values = images * sides[0].values.shape[1] * len(sides)
         count = min(max(RANKED_VALUES // values, FEWEST_RANKED), MOST_RANKED)
+    drawn = drawn_weights(images, count, seed=seed, values=CHUNK_VALUES)
     if metric == "map":
-        return np.concatenate([_figures(sides, w) for w in _weights(images, count, seed)])
+        return np.concatenate([_figures(sides, weights) for weights in drawn])
     each = np.stack([side.values for side in sides], axis=1)
-    return np.concatenate([w @ each for w in _weights(images, count, seed)]) / images
+    return np.concatenate([weights @ each for weights in drawn]) / images
 
 
 def compare_drawn(
@@ -353,17 +355,6 @@ def _needed(difference: float, differ: float, confidence: float) -> int | None:
     root = float(norm.ppf((1 + confidence) / 2)) * math.sqrt(differ)
     root += float(norm.ppf(POWER)) * math.sqrt(max(differ - difference**2, 0))
     return math.ceil((root / difference) ** 2)
-
-
-def _weights(images: int, count: int, seed: int) -> Iterator[Floats]:
-    """How often each image is drawn, (R, images), some resamples at a time."""
-    rng = np.random.default_rng(seed)
-    rows = max(CHUNK_VALUES // images, 1)
-    for start in range(0, count, rows):
-        some = min(rows, count - start)
-        drawn = rng.integers(images, size=(some, images)) + images * np.arange(some)[:, None]
-        flat = np.bincount(drawn.ravel(), minlength=some * images)
-        yield flat.reshape(some, images).astype(np.float64)
 
 
 def _figures(sides: Sequence[PairSide], weights: Floats) -> Floats:

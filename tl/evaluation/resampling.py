@@ -46,7 +46,7 @@ def interval(
     Source: B. Efron, "Bootstrap methods: another look at the jackknife", Ann. Statist. 7 (1979).
     """
     draws = min(max(MOST_VALUES // (images * width), FEWEST_RESAMPLES), MOST_RESAMPLES)
-    found = np.concatenate([statistic(weights) for weights in _weights(images, draws)])
+    found = np.concatenate([statistic(weights) for weights in drawn_weights(images, draws)])
     tail = (1 - confidence) / 2
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a figure that no draw defines stays NaN
@@ -61,14 +61,27 @@ def interval(
     return middle - reach, middle + reach
 
 
-def _weights(images: int, draws: int) -> Iterator[NDArray[np.float64]]:
-    rng = np.random.default_rng(0)
-    rows = max(CHUNK_VALUES // images, 1)
-    for start in range(0, draws, rows):
-        count = min(rows, draws - start)
-        drawn = rng.integers(images, size=(count, images)) + images * np.arange(count)[:, None]
-        flat = np.bincount(drawn.ravel(), minlength=count * images)
-        yield flat.reshape(count, images).astype(np.float64)
+def drawn_weights(
+    images: int, count: int, *, seed: int = 0, values: int = CHUNK_VALUES
+) -> Iterator[NDArray[np.float64]]:
+    """How often each image is drawn in so many draws with replacement, some draws at a time.
+
+    Args:
+        images: Number of images.
+        count: Number of draws.
+        seed: Of the draws.
+        values: Weights at a time.
+
+    Yields:
+        Shape (R, images); the R add up to `count`.
+    """
+    rng = np.random.default_rng(seed)
+    rows = max(values // images, 1)
+    for start in range(0, count, rows):
+        some = min(rows, count - start)
+        drawn = rng.integers(images, size=(some, images)) + images * np.arange(some)[:, None]
+        flat = np.bincount(drawn.ravel(), minlength=some * images)
+        yield flat.reshape(some, images).astype(np.float64)
 
 
 def wilson(

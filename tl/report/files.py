@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tl.advice import Section, brief
+from tl.advice import brief
 from tl.config import Task, TrainConfig
 from tl.data import ImageTable
 from tl.decision import Decision
 from tl.decision.evidence import Evidence
 from tl.evaluation import headline
 from tl.runs import RunError, read_config, run_name
+from tl.sections import Section
 
 METRICS, PREDICTIONS, HISTORY = "metrics.json", "predictions.parquet", "history.csv"
 PER_CLASS, GROUPS, CALIBRATION = "per_class.csv", "groups.csv", "calibration.json"

@@ -19,7 +19,7 @@ class Block:
         kind: What the content is. `numbers`: rows `name`, `value`, `note`; `table`: `columns`
             (name -> whether it is of numbers, or `bar`) and `rows`, lists of cells; `cards`: see
             `parts.html`; `picture`: `address`, `text` (for those who do not see it); `reliability`:
-            bins; `steps`: rows `head`, `text`, `link`; `advice`: a `tl.advice.Section`.
+            bins; `steps`: rows `head`, `text`, `link`; `advice`: a `tl.sections.Section`.
         content: As the kind says.
         title: Heading; empty for none.
         note: A sentence below.

@@ -10,9 +10,9 @@ from tl.config import AuditConfig, AuditMode, BadImages, DataConfig, FinetuneCon
 
 if TYPE_CHECKING:  # so that `tl audit` loads torch only where a network is asked for
     from tl.audit import AuditReport, Features
-    from tl.audit.writing import Section
     from tl.data import ImageTable
     from tl.runs.folder import RunFolder
+    from tl.sections import Section
 
 Progress = Callable[[int, int], None]
 NO_NETWORK = "none"

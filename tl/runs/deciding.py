@@ -14,12 +14,12 @@ from tl.runs.contents import job_tags
 from tl.runs.folder import RunError, RunFolder, run_name, write_model
 
 if TYPE_CHECKING:
-    from tl.advice import Section
     from tl.audit import AuditReport
     from tl.data import ImageDataModule, ImageTable
     from tl.decision import Decision
     from tl.finetuning import Plan
     from tl.models import BuiltModel
+    from tl.sections import Section
     from tl.training.confirming import Confirmed
 
 AUTO = "auto"
@@ -224,8 +224,8 @@ def brief(advice: Advice | None) -> tuple[Section, ...]:
     """What a person should know before the training; nothing with an explicit method."""
     if advice is None:
         return ()
-    from tl.advice import Section
     from tl.advice import brief as reasons
+    from tl.sections import Section
 
     parts = reasons(advice.evidence, advice.decision)
     if (done := advice.confirmed) is None:

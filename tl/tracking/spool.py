@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tl.cache.locks import Lock, holder, take
 from tl.config import RequestError, TlError
 from tl.files import replacing
+from tl.locks import Lock, holder, take
 
 FOLDER = "spool"
 RECORDS, TAKEN, REFUSED, FILES, LOCK = (
