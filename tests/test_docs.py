@@ -102,8 +102,9 @@ def assignment_problem(text: str) -> str | None:
         or not all(re.match(r"[a-z_]+(\.\w+)*=\S", word) for word in words)
     ):
         return None
-    found = {name: problems_of([name, *words], whole=False) for name in PIPELINES}
-    return None if [] in found.values() else "; ".join(found["train"])
+    if any(not problems_of([name, *words], whole=False) for name in PIPELINES):
+        return None
+    return "; ".join(problems_of(["train", *words], whole=False))
 
 
 def own_presets(text: str) -> dict[str, str]:

@@ -14,6 +14,8 @@ import pytest
 from commands import REPO, TINY, UNTRACKED, Command, Done, files, script, start, wait_for
 from mlflow import MlflowClient
 
+from tl.config import PIPELINES
+
 RUN_FILES = {
     "config.yaml",
     "plan.json",
@@ -437,7 +439,7 @@ def test_help_of_a_pipeline_shows_its_keys(tl, name):
 
 def test_a_misspelt_pipeline_is_refused_with_the_nearest_name(tl):
     tl("trian").refused("no pipeline trian; did you mean train?")
-    tl("xyz").refused("there are advise, audit, cache, demo, evaluate, export, predict, train")
+    tl("xyz").refused(f"there are {', '.join(sorted(PIPELINES))}")
 
 
 @pytest.mark.slow
