@@ -13,7 +13,7 @@ from PIL import Image
 import tl  # noqa: F401  # sets the wait policy of OpenMP before torch is loaded
 
 # Real servers, and runs in a store, for tests that ask for them.
-pytest_plugins = ["servers", "registering"]
+pytest_plugins = ["servers", "registering", "browser"]
 REPO = Path(__file__).parents[1]
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40), "grey": (120,) * 3}
 

@@ -8,7 +8,7 @@ import json
 import re
 
 import pytest
-from browser import PHONE, browser, complaints, opened, until  # noqa: F401  the fixture is used by name
+from browser import PHONE, complaints, opened, until
 from commands import Command
 from compared import HOSTILE, comparison
 from runs_made import answers, pictures, run_folder
@@ -19,7 +19,7 @@ from tl.config import Task
 
 
 @pytest.fixture
-def look(browser, tmp_path):  # noqa: F811
+def look(browser, tmp_path):
     def look(values, *, drawn=True, **options):
         file = tmp_path / "compare.html"
         file.write_text(written(values))
@@ -464,7 +464,7 @@ def compared(tmp_path, capfd, monkeypatch):
 
 
 @pytest.mark.parametrize("task", Task)
-def test_the_page_of_a_real_comparison(browser, compared, task):  # noqa: F811
+def test_the_page_of_a_real_comparison(browser, compared, task):
     file, values = compared(task)
     with opened(browser, file) as page:
         page.wait_for_selector("html[data-drawn]", state="attached", timeout=20_000)

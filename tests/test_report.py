@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
-from browser import PHONE, browser, complaints, opened  # noqa: F401  a fixture, by name
+from browser import PHONE, complaints, opened
 from commands import TINY, Command, script
 from mlflow import MlflowClient
 from PIL import Image
@@ -135,7 +135,7 @@ def test_a_run_ends_with_a_page_that_says_what_its_files_say(single, command):
     assert "report.html" in {f.path for f in client.list_artifacts(run_id)}
 
 
-def test_the_page_is_readable_for_all_in_a_real_browser(single, browser):  # noqa: F811
+def test_the_page_is_readable_for_all_in_a_real_browser(single, browser):
     run, _ = single
     for options in ({}, {"color_scheme": "dark"}, {"viewport": PHONE}):
         with opened(browser, run / "report.html", **options) as page:
