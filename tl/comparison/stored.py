@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from tl.comparison.errors import CompareError
 from tl.comparison.records import RECORD, Record
 from tl.tracking.finding import find_run
+from tl.tracking.paging import all_pages
 from tl.tracking.store import (
     TrackingError,
     mlflow_settings,
@@ -63,7 +64,7 @@ class Store:
         if found is None or found.lifecycle_stage == "deleted":
             raise CompareError(self._no_experiment(name, deleted=found is not None))
         try:
-            runs = [*self._search(found.experiment_id, quoted(condition or ""))]
+            runs = self._search(found.experiment_id, quoted(condition or ""))
         except MlflowException as error:
             if error.error_code != "INVALID_PARAMETER_VALUE" or not condition:
                 raise
@@ -109,16 +110,12 @@ class Store:
         except MlflowException:
             return None
 
-    def _search(self, experiment: str, condition: str) -> Iterator[Run]:
-        token = None
-        while True:
-            page = self.client.search_runs(
-                [experiment], condition, max_results=PAGE, page_token=token
+    def _search(self, experiment: str, condition: str) -> list[Run]:
+        return all_pages(
+            lambda n, token: self.client.search_runs(
+                [experiment], condition, max_results=n, page_token=token
             )
-            yield from page
-            token = page.token
-            if not token:
-                return
+        )
 
     def _no_experiment(self, name: str, *, deleted: bool) -> str:
         known = [e.name for e in self.client.search_experiments(max_results=1000)]

@@ -12,6 +12,7 @@ from tl.fingerprints import classes_sha256
 from tl.registry.errors import RegistryError
 from tl.registry.store import Registry, asking, model_named
 from tl.tracking.model import SEAL
+from tl.tracking.paging import all_pages
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
@@ -159,16 +160,12 @@ def same_bundle(registry: Registry, name: str, seal: str) -> ModelVersion | None
 
 def versions_of(registry: Registry, name: str) -> list[ModelVersion]:
     """All versions, the newest first."""
-    found: list[ModelVersion] = []
-    token = None
-    while True:
-        page = registry.client.search_model_versions(
-            f"name = {_quoted(name)}", max_results=1000, page_token=token
+    found = all_pages(
+        lambda n, token: registry.client.search_model_versions(
+            f"name = {_quoted(name)}", max_results=n, page_token=token
         )
-        found += page
-        token = page.token
-        if not token:
-            return sorted(found, key=lambda version: -int(version.version))
+    )
+    return sorted(found, key=lambda version: -int(version.version))
 
 
 def _quoted(name: str) -> str:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from tl.config import RequestError
 
+from .paging import all_pages, experiment_ids
+from .records import RECORD
 from .store import TrackingError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-RECORD = "run.json"
 ID = re.compile(r"[0-9a-f]{32}")
 SHOWN = 5  # runs of one name that an error lists
 
@@ -100,7 +101,7 @@ def _run_of_id(client: MlflowClient, run_id: str) -> Run | None:
 
 
 def _run_of_name(client: MlflowClient, name: str, experiments: Sequence[str] | None) -> Run:
-    runs = _named(client, name, experiments or _experiments(client))
+    runs = _named(client, name, experiments or experiment_ids(client))
     if not runs:
         msg = f"no run has the id or name {name!r}, and it is no folder of a run"
         raise UnknownRunError(msg)
@@ -115,23 +116,8 @@ def _named(client: MlflowClient, name: str, experiments: Iterable[str]) -> list[
     # MLflow's filters know no escape: a name with both kinds of quotes is looked for by hand.
     quote = '"' if "'" in name else "'"
     filter_string = "" if quote in name else f"attributes.run_name = {quote}{name}{quote}"
-    found: list[Run] = []
-    ids, token = list(experiments), None
-    while ids:
-        page = client.search_runs(ids, filter_string, max_results=1000, page_token=token)
-        found += [run for run in page if run.info.run_name == name]
-        token = page.token
-        if not token:
-            break
-    return found
-
-
-def _experiments(client: MlflowClient) -> list[str]:
-    ids: list[str] = []
-    token = None
-    while True:
-        page = client.search_experiments(max_results=1000, page_token=token)
-        ids += [experiment.experiment_id for experiment in page]
-        token = page.token
-        if not token:
-            return ids
+    ids = list(experiments)
+    found = all_pages(
+        lambda n, token: client.search_runs(ids, filter_string, max_results=n, page_token=token)
+    )
+    return [run for run in found if run.info.run_name == name]

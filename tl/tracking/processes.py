@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .paging import all_pages, experiment_ids
 from .spool import in_use, waits
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ log = logging.getLogger(__name__)
 PROCESS, HEARTBEAT, PROCESS_GONE = "tl.process", "tl.heartbeat", "tl.lost"
 BEAT_SECONDS = 60.0
 LOST_SECONDS = 1800.0  # without a sign of life, for a job on another host
-PAGE = 1000  # runs of one answer
 
 
 @dataclass(frozen=True)
@@ -92,26 +92,16 @@ def repair_runs(client: MlflowClient) -> list[Repaired]:
 
 
 def _open_runs(client: MlflowClient) -> Iterator[Run]:
-    ids, token = [], None
-    while True:
-        page: Any = client.search_experiments(page_token=token)
-        ids += [experiment.experiment_id for experiment in page]
-        token = page.token
-        if not token:
-            break
+    ids = experiment_ids(client)
     for i in range(0, len(ids), 100):
-        token = None
-        while True:
-            page = client.search_runs(
-                ids[i : i + 100],
-                f"attributes.status = 'RUNNING' and tags.`{PROCESS}` != ''",
-                max_results=PAGE,
-                page_token=token,
-            )
-            yield from page
-            token = page.token
-            if not token:
-                break
+        yield from _open_runs_of(client, ids[i : i + 100])
+
+
+def _open_runs_of(client: MlflowClient, experiments: list[str]) -> list[Run]:
+    condition = f"attributes.status = 'RUNNING' and tags.`{PROCESS}` != ''"
+    return all_pages(
+        lambda n, token: client.search_runs(experiments, condition, max_results=n, page_token=token)
+    )
 
 
 def _death(run: Run) -> str | None:
