@@ -15,7 +15,7 @@ from tl.evaluation.calibration import CALIBRATION_BINS, bin_of, calibration_erro
 from tl.evaluation.groups import by_group, worst_group
 from tl.evaluation.ranking import Ranking, rank
 from tl.evaluation.report import EvaluationError, Report, refuse_infinite
-from tl.evaluation.resampling import interval, wilson
+from tl.evaluation.resampling import figures_with_intervals, interval, shares
 
 FEW = 5  # images with a label below which its threshold is not chosen by them alone
 # Chance that probabilities which know nothing of a class look as good: above it the best F1 comes
@@ -158,14 +158,7 @@ def _with_intervals(
     ranking: Ranking,
 ) -> tuple[dict[str, float], pd.DataFrame]:
     """Figures of all labels with their 95 % intervals, and the table of the labels."""
-    names = figures.names
-    once = figures(np.ones((1, len(y))))[0]
-    low, high = interval(figures, len(y), width=len(classes), centred=[names.index("ece")])
-    low = np.maximum(low, 0)
-    of_all: dict[str, float] = {}
-    for place, name in enumerate(names):
-        of_all |= {name: float(once[place])}
-        of_all |= {f"{name}_low": float(low[place]), f"{name}_high": float(high[place])}
+    of_all, f1 = figures_with_intervals(figures, len(y), width=len(classes))
     right, given, images = (said & y).sum(axis=0), said.sum(axis=0), y.sum(axis=0)
     table: dict[str, object] = {
         "class": list(classes),
@@ -176,12 +169,7 @@ def _with_intervals(
         "auc": ranking.auc,
         "threshold": thresholds,
     }
-    for name, of in (("precision", given), ("recall", images)):
-        with np.errstate(invalid="ignore"):  # 0 of 0 is undefined
-            table[name] = right / of
-        table[f"{name}_low"], table[f"{name}_high"] = wilson(right, of)
-    first = len(names)
-    table |= {"f1": once[first:], "f1_low": low[first:], "f1_high": high[first:]}
+    table |= shares("precision", right, given) | shares("recall", right, images) | f1
     return of_all, pd.DataFrame(table)
 
 

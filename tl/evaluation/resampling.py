@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,41 @@ def interval(
     return middle - reach, middle + reach
 
 
+class Figures(Protocol):
+    """Figures of all classes together, then F1 of each class, for weights of the images (R, N)."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the figures of all classes; `ece` is one of them."""
+
+    def __call__(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Shape (R, names and classes)."""
+
+
+def figures_with_intervals(
+    figures: Figures, images: int, *, width: int
+) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
+    """Figures with their 95 % intervals, `_low` and `_high`.
+
+    Args:
+        figures: What is counted.
+        images: Number of images.
+        width: As for `interval`.
+
+    Returns:
+        Those of all classes together; and columns f1, f1_low, f1_high with a value a class.
+    """
+    once = figures(np.ones((1, images)))[0]
+    low, high = interval(figures, images, width=width, centred=[figures.names.index("ece")])
+    low = np.maximum(low, 0)
+    of_all: dict[str, float] = {}
+    for place, name in enumerate(figures.names):
+        of_all |= {name: float(once[place])}
+        of_all |= {f"{name}_low": float(low[place]), f"{name}_high": float(high[place])}
+    first = len(figures.names)
+    return of_all, {"f1": once[first:], "f1_low": low[first:], "f1_high": high[first:]}
+
+
 def drawn_weights(
     images: int, count: int, *, seed: int = 0, values: int = CHUNK_VALUES
 ) -> Iterator[NDArray[np.float64]]:
@@ -82,6 +117,20 @@ def drawn_weights(
         drawn = rng.integers(images, size=(some, images)) + images * np.arange(some)[:, None]
         flat = np.bincount(drawn.ravel(), minlength=some * images)
         yield flat.reshape(some, images).astype(np.float64)
+
+
+def shares(name: str, hits: NDArray[Any], of: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
+    """Columns of a share of each class with Wilson's interval, `_low` and `_high`; 0 of 0 is NaN.
+
+    Args:
+        name: Of the column.
+        hits: How many of the images, (C,).
+        of: How many there are, (C,).
+    """
+    with np.errstate(invalid="ignore"):
+        share = hits / of
+    low, high = wilson(hits, of)
+    return {name: share, f"{name}_low": low, f"{name}_high": high}
 
 
 def wilson(

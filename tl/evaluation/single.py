@@ -15,7 +15,7 @@ from tl.evaluation.calibration import CALIBRATION_BINS, bin_of, calibration_erro
 from tl.evaluation.groups import by_group, worst_group
 from tl.evaluation.ranking import rank
 from tl.evaluation.report import Report, refuse_infinite
-from tl.evaluation.resampling import interval, wilson
+from tl.evaluation.resampling import figures_with_intervals, shares
 
 MOST_CONFUSED = 2000  # classes up to which there is a matrix: beyond, hundreds of megabytes
 TOP = 5
@@ -171,25 +171,13 @@ def _with_intervals(
     figures: _Figures, y: Labels, predicted: Labels, classes: Sequence[str]
 ) -> tuple[dict[str, float], pd.DataFrame]:
     """Figures of all classes with their 95 % intervals, and the table of the classes."""
-    images, names = len(y), figures.names
-    once = figures(np.ones((1, images)))[0]
-    low, high = interval(figures, images, width=4, centred=[names.index("ece")])
-    low = np.maximum(low, 0)
-    of_all: dict[str, float] = {}
-    for place, name in enumerate(names):
-        of_all |= {name: float(once[place])}
-        of_all |= {f"{name}_low": float(low[place]), f"{name}_high": float(high[place])}
+    of_all, f1 = figures_with_intervals(figures, len(y), width=4)
     number = len(classes)
     truth, said, right = (
         np.bincount(labels, minlength=number) for labels in (y, predicted, y[predicted == y])
     )
     table: dict[str, object] = {"class": list(classes), "images": truth}
-    for name, hits, of in (("precision", right, said), ("recall", right, truth)):
-        with np.errstate(invalid="ignore"):
-            table[name] = hits / of
-        table[f"{name}_low"], table[f"{name}_high"] = wilson(hits, of)
-    first = len(names)
-    table |= {"f1": once[first:], "f1_low": low[first:], "f1_high": high[first:]}
+    table |= shares("precision", right, said) | shares("recall", right, truth) | f1
     return of_all, pd.DataFrame(table)
 
 
