@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup servers demo test test-all format lint type check docs constraints image clean
+.PHONY: help setup servers demo test test-all test-cluster format lint type check docs constraints image clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -62,7 +62,11 @@ test: $(READY) ## the tests without the slow ones, in two processes
 	$(BIN)/pytest -n2 $(ARGS)
 
 test-all: $(READY) ## all tests, the slow ones too
-	$(BIN)/pytest -n2 -m "slow or not slow" $(ARGS)
+	$(BIN)/pytest -n2 -m "not cluster" $(ARGS)
+
+test-cluster: $(READY) ## batches on real Slurm and Ray, several hosts, killed jobs (Debian, as root)
+	@tests/cluster/install.sh $(BIN)/python
+	$(BIN)/pytest -m cluster tests/cluster $(ARGS)
 
 format: $(READY) ## format the code and mend what ruff can mend
 	$(BIN)/ruff format .

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# What the tests of clusters need beside `make setup`: Slurm, network namespaces, Ray. Debian, as root.
+#   tests/cluster/install.sh .venv/bin/python
+set -euo pipefail
+python=$1
+missing=()
+command -v slurmctld >/dev/null || missing+=(slurmctld slurmd slurm-client munge)
+command -v ip >/dev/null || missing+=(iproute2)
+compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
+if [ ${#missing[@]} -gt 0 ]; then
+  echo "Installing ${missing[*]}"
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get update -qq >/dev/null
+  apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+"$python" -c 'import ray' 2>/dev/null || "$python" -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[ray]'
