@@ -12,7 +12,6 @@ import errno
 import gc
 import importlib
 import os
-import signal
 import sys
 import time
 import traceback
@@ -23,6 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from tl import stopping
 from tl.config import NO_YAML, Interrupted, TlError, TrainConfig
 from tl.pipelines.commandline import (
     BATCH_FLAGS,
@@ -100,8 +100,7 @@ def run(name: str, job: Job, argv: list[str] | None = None) -> None:
     if {"-h", "--help"} & set(args):
         _show(help_text(name, pipelines()[name]))
         return
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _interrupt)
+    stopping.install()
     _claim(argv)
     code = _exit_code(name, job, args)
     if _own_process:
@@ -257,10 +256,3 @@ def show_error(error: Exception) -> int:
     label = type(error).__name__ if isinstance(error, TlError) else "error"
     print(f"\n{label}: {error}".rstrip(), file=sys.stderr)
     return int(code)
-
-
-def _interrupt(_signum: int, _frame: object) -> None:
-    # A second Ctrl-C during the clean-up must not leave the run open in the tracking store.
-    for s in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(s, signal.SIG_IGN)
-    raise Interrupted

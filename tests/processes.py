@@ -9,13 +9,14 @@ import time
 from pathlib import Path
 
 
-def start(*args: str) -> subprocess.Popen[str]:
+def start(*args: str, group: bool = False) -> subprocess.Popen[str]:
     code = "from tl.pipelines import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, "train", *args],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=group,
     )
 
 

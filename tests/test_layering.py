@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "files": set(),
     "locks": set(),
     "sections": set(),
+    "stopping": {"config"},
     "module": {"config", "finetuning", "graph", "heads", "losses", "models", "scores"},
     "evaluation": {"config"},
     "audit": {"bundle", "config", "cores", "data", "files", "imbalance", "pages", "sections"},
@@ -43,7 +44,7 @@ MAY_IMPORT = {
     "training": {
         *("config", "data", "models", "finetuning", "graph", "cache", "cores", "engine", "module"),
         *("evaluation", "display", "files", "decision", "evidence"),
-        *("losses", "scores", "imbalance"),
+        *("losses", "scores", "imbalance", "stopping"),
     },
     "export": {"config", "bundle", "graph", "models", "quiet", "runs"},
     "predictions": {"config", "bundle", "files"},

@@ -33,6 +33,7 @@ FEW_IMAGES = 64  # starting workers costs more than they save below this
 PREFETCH = 2
 SHARED_MEMORY = Path("/dev/shm")
 DYING_SECONDS, EXIT_SECONDS = 1.0, 0.2
+STOP_SECONDS = 8  # that a loader process lives on after a SIGTERM
 GB = 1e9
 # What torch says of its workers, in Python and in C++.
 DEAD = re.compile(r"DataLoader worker \(pid(?:\(s\))? (?P<pids>[\d, ]+)\)(?P<rest>.*)", re.DOTALL)
@@ -237,6 +238,9 @@ def _memory() -> str:
 def _start_worker(_: int) -> None:
     # Ctrl-C reaches the whole process group; the main process alone decides how to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # So does SIGTERM where Slurm sends it: the main process needs the batches of its last step.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(STOP_SECONDS))
 
 
 def loader_settings(workers: int) -> dict[str, Any]:

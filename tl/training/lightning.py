@@ -21,8 +21,9 @@ from hydra.utils import get_object, instantiate
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 
-from tl import display
+from tl import display, stopping
 from tl.config import TRUSTED_TARGETS, ConfigError, Select
 from tl.data.loading import ImageLoader
 from tl.files import replacing
@@ -30,6 +31,7 @@ from tl.finetuning import Phase
 from tl.module import TrainingError, TransferModule
 from tl.training.averaging import MovingAverage
 from tl.training.state import read_checkpoint
+from tl.training.together import together
 
 
 def build(node: Mapping[str, Any], key: str) -> Any:
@@ -127,7 +129,19 @@ def make_trainer(
         warnings.simplefilter("ignore")
         trainer = build({**args, **own}, "trainer")
     assert isinstance(trainer, pl.Trainer)
+    trainer._signal_connector = _Signals(trainer)
     return trainer
+
+
+class _Signals(_SignalConnector):
+    """Leaves SIGTERM to `tl.stopping`.
+
+    Lightning's own handler ends the fit without a checkpoint, and talks to other processes wherever
+    this one stands.
+    """
+
+    def _sigterm_notifier_fn(self, signum: Any, _: Any) -> None:
+        pass
 
 
 def quiet_fit(
@@ -142,7 +156,8 @@ def quiet_fit(
         warnings.filterwarnings("ignore", module="pytorch_lightning")
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
         warnings.filterwarnings("ignore", message=".*epoch parameter in `scheduler.step.*")
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        with stopping.after_step():
+            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
 
 
 class History(Callback):
@@ -242,15 +257,25 @@ class Checkpoints(Callback):
             state = (self.average or pl_module).trained_state()
             self.best = {name: value.detach().cpu().clone() for name, value in state.items()}
         self._stopped = trainer.should_stop
-        if self.affordable():
-            self.save(trainer)
+        due, stops, _ = together(trainer, self.affordable(), stopping.requested())
+        if due or stops:
+            self.save(trainer, stops=bool(stops))
 
-    def save(self, trainer: pl.Trainer) -> None:
-        """Write the state of the fit."""
+    def save(self, trainer: pl.Trainer, *, stops: bool = False) -> None:
+        """Write the state of the fit, and end the job where that was asked.
+
+        Raises:
+            Interrupted: `stops`.
+        """
+        stopping.in_time()
         began = time.perf_counter()
         trainer.save_checkpoint(self.last)
         self._written = time.perf_counter()
         self._seconds = self._written - began
+        if stops:
+            epoch, step = trainer.current_epoch + 1, trainer.global_step
+            display.say(f"checkpoint saved at epoch {epoch}, step {step:,}")
+            stopping.stop()
 
     def age(self, since: float) -> float:
         """Seconds since the state was written, or since the fit began."""

@@ -8,22 +8,25 @@ from typing import TYPE_CHECKING, Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from tl import display
+from tl import display, stopping
 from tl.data.loading import ImageLoader
+from tl.training.together import together
 
 if TYPE_CHECKING:
     from tl.training.lightning import Checkpoints
 
 MEAN = "training_step.train/loss"  # where Lightning sums the loss of an epoch
-ASK_EVERY = 50  # batches between two questions to the other processes whether it is time
+# Between two questions to the other processes whether it is time, or one of them must stop.
+ASK_SECONDS, ASK_EVERY = 1.0, 50
 
 
 class WithinEpochs(Callback):
     """Writes `last.ckpt` in the middle of an epoch when the last one is old.
 
-    Only where the images themselves are read, by a loader that can go on in the middle of an epoch:
-    a pass over cached values is short. What Lightning leaves out of a checkpoint, the mean loss of
-    the epoch so far, is kept here, so that a resumed fit ends with the same figures.
+    A fit that must stop writes it after the step that runs. Both only where the images themselves
+    are read, by a loader that can go on in the middle of an epoch: a pass over cached values is
+    short. What Lightning leaves out of a checkpoint, the mean loss of the epoch so far, is kept
+    here, so that a resumed fit ends with the same figures.
 
     Args:
         checkpoints: Writes the state after the epochs.
@@ -33,13 +36,14 @@ class WithinEpochs(Callback):
 
     def __init__(self, checkpoints: Checkpoints, minutes: float) -> None:
         self.checkpoints, self.minutes = checkpoints, minutes
-        self._began = 0.0
+        self._began = self._asked = 0.0
+        self._every = 1  # steps
         self._state: dict[str, Any] = {}
         self._restore: dict[str, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock; go on in the epoch that was interrupted, and say where."""
-        self._began = time.perf_counter()
+        self._began = self._asked = time.perf_counter()
         if self._restore:
             # Lightning hands on the states of loaders too early: asked for the number of steps, it
             # makes them before it reads the checkpoint.
@@ -65,11 +69,14 @@ class WithinEpochs(Callback):
             mean.value += self._restore["sum"]
             mean.cumulated_batch_size += self._restore["images"]
             self._restore = {}
-        if not self.minutes or not isinstance(trainer.train_dataloader, ImageLoader):
+        if not isinstance(trainer.train_dataloader, ImageLoader):
             return
         steps = trainer.accumulate_grad_batches
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if last or (batch_idx + 1) % steps or not self._due(trainer, batch_idx):
+        if last or (batch_idx + 1) % steps:
+            return
+        due, stops = self._due(trainer, (batch_idx + 1) // steps)
+        if not due and not stops:
             return
         found = trainer.fit_loop.epoch_loop._results[MEAN]
         self._state = {
@@ -77,16 +84,20 @@ class WithinEpochs(Callback):
             "images": int(found.cumulated_batch_size),
             "loader": trainer.train_dataloader.state_dict(),
         }
-        self.checkpoints.save(trainer)
+        self.checkpoints.save(trainer, stops=stops)
         self._state = {}
 
-    def _due(self, trainer: pl.Trainer, batch_idx: int) -> bool:
-        """Whether it is time; all processes must say the same."""
-        if trainer.world_size > 1 and (batch_idx + 1) % ASK_EVERY:
-            return False
+    def _due(self, trainer: pl.Trainer, step: int) -> tuple[bool, bool]:
+        """Whether it is time, and whether the job must stop; all processes say the same."""
+        if trainer.world_size > 1 and step % self._every:
+            return False, False
         age = self.checkpoints.age(since=self._began)
-        due = age >= 60 * self.minutes and self.checkpoints.affordable()
-        return bool(trainer.strategy.broadcast(due)) if trainer.world_size > 1 else due
+        due = bool(self.minutes) and age >= 60 * self.minutes and self.checkpoints.affordable()
+        now = time.perf_counter()
+        seconds, self._asked = (now - self._asked) / self._every, now
+        due, stops, seconds = together(trainer, due, stopping.requested(), seconds)
+        self._every = min(max(int(ASK_SECONDS / max(seconds, 1e-9)), 1), ASK_EVERY)
+        return due, stops
 
     def state_dict(self) -> dict[str, Any]:
         """Sum of the losses of the running epoch, images, and batches; empty between epochs."""
