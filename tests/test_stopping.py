@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: at once, or after the step that runs; resumed fits end as undisturbed ones."""
+"""Ctrl-C and SIGTERM: at once, or after the running step; resumed fits end as undisturbed ones."""
 
 from __future__ import annotations
 
