@@ -13,7 +13,7 @@ from tl.advice.sections import percent, points
 from tl.config import AdviseConfig, DataConfig, FinetuneConfig, PhaseConfig
 from tl.decision import Cost, Decision
 from tl.decision.evidence import Evidence, Score
-from tl.sections import Section
+from tl.sections import Section, duration
 
 ALL = -1
 # Full fine-tuning minus linear probe on VTAB-1k (ViT-B/16, 1,000 images each), by the corrected
@@ -230,23 +230,6 @@ def _data_words(data: DataConfig) -> list[str]:
 def train_command(folder: Path) -> str:
     """The command that trains by the plan in a folder."""
     return shlex.join(["tl", "train", "--config-dir", str(folder), "--config-name", "plan"])
-
-
-def duration(seconds: float) -> str:
-    """Seconds, rounded as an estimate deserves.
-
-    Example:
-        >>> [duration(s) for s in (0.42, 8.6, 84, 700, 9000)]
-        ['0.4 s', '9 s', '1 min 20 s', '12 min', '2.5 h']
-    """
-    if seconds < 1:
-        return f"{seconds:.1f} s"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 300:
-        minutes, rest = divmod(round(seconds / 10) * 10, 60)
-        return f"{minutes:.0f} min {rest:.0f} s" if rest else f"{minutes:.0f} min"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _facts(title: str, rows: dict[str, str]) -> Section:

@@ -8,7 +8,6 @@ from pathlib import Path
 from tl.advice.details import (
     cost_facts,
     data_facts,
-    duration,
     learning_curve,
     more_images,
     next_steps,
@@ -17,7 +16,7 @@ from tl.advice.details import (
 from tl.advice.ranking import Candidate, best, ranking
 from tl.advice.sections import brief
 from tl.config import AdviseConfig
-from tl.sections import Section
+from tl.sections import Section, duration
 
 
 def heading(

@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Callable, Iterator
 
 from tl.advice import forecast
-from tl.advice.details import duration
 from tl.config import Task
 from tl.report.files import METRICS, PREDICTIONS, RunFiles
 from tl.report.judging import (
@@ -21,6 +20,7 @@ from tl.report.judging import (
 from tl.report.mistakes import suspects
 from tl.report.parts import WORDS, Block, Part, facts, images, listed, number, share, step, tile
 from tl.report.training import counted, gap, unsettled
+from tl.sections import duration
 
 NAMES = {"acc": "accuracy", "map": "mean average precision", "mae": "mean absolute error"}
 WIDE = 0.03  # half an interval of the accuracy that is said to be wide

@@ -8,11 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from tl.advice.details import duration, learning_curve
+from tl.advice.details import learning_curve
 from tl.config import Task
 from tl.pages import address
 from tl.report.files import HISTORY, MODEL, PROGRESS, RunFiles
 from tl.report.parts import WORDS, Block, Part, facts, first_up, listed, number, step
+from tl.sections import duration
 
 CURVES = "pictures/learning_curves.png"
 MOST_COUNTED = 60  # classes whose images are counted
