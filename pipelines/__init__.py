@@ -24,13 +24,16 @@ from typing import Any
 
 from tl import stopping
 from tl.config import NO_YAML, Interrupted, TlError, TrainConfig
+from tl.cores import keep_to_share
 from tl.pipelines.commandline import (
     BATCH_FLAGS,
+    batch_name,
     check_overrides,
     composition_error,
     file_error,
     help_text,
     override_keys,
+    plain_folder,
     spelled,
     split_flags,
 )
@@ -50,6 +53,7 @@ def pipelines() -> dict[str, str]:
             "batches",
             "commandline",
             "folds",
+            "launcher",
         }:  # no commands of their own
             found[file.stem] = (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n")[0]
     return found
@@ -127,6 +131,7 @@ def loading() -> Iterator[None]:
     try:
         with _without("transformers") if _own_process else nullcontext():
             yield
+        keep_to_share()
     finally:
         # Once: a later job of the same process would keep what the one before left behind.
         if _own_process and not gc.get_freeze_count():
@@ -157,20 +162,16 @@ def _without(name: str) -> Iterator[None]:
 def _exit_code(name: str, job: Job, args: list[str]) -> int:
     try:
         check_overrides(name, args)
-        failed = _run_hydra(name, job, args)
+        return _run_hydra(name, job, args)
     except Interrupted as stop:
         print(f"\ninterrupted{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
         return 130
     except Exception as error:  # every error of a job ends here, and only here
         return show_error(error)
-    for number, overrides, cause in failed:
-        first_line = str(cause).split("\n")[0]
-        print(f"job {number} failed ({' '.join(overrides)}): {first_line}", file=sys.stderr)
-    return 1 if failed else 0
 
 
-def _run_hydra(name: str, job: Job, args: list[str]) -> list[tuple[int, list[str], Exception]]:
-    """Run one job, or all jobs of a multirun; returns the failed jobs of a multirun."""
+def _run_hydra(name: str, job: Job, args: list[str]) -> int:
+    """Run one job, or all jobs of a multirun; returns the exit code."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
@@ -179,7 +180,8 @@ def _run_hydra(name: str, job: Job, args: list[str]) -> list[tuple[int, list[str
     from omegaconf.errors import OmegaConfBaseException
 
     from tl.config import PIPELINES, register_schemas, validate
-    from tl.pipelines.batches import batch
+    from tl.pipelines.batches import Command
+    from tl.pipelines.launcher import launching
 
     register_schemas()
     failed: list[tuple[int, list[str], Exception]] = []
@@ -207,10 +209,11 @@ def _run_hydra(name: str, job: Job, args: list[str]) -> list[tuple[int, list[str
 
     # Hydra would print errors itself; with this it hands them on.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    args = _with_batch_folder(args)
+    args, folder = _with_batch_folder(name, args)
+    command = Command(folder) if name == "train" and folder else None
     sys.argv = [f"tl {name}", *args]
     try:
-        with batch(name, args):
+        with launching(command and command.launch):
             hydra.main(version_base="1.3", config_path="pkg://tl.conf", config_name=name)(task)()
     except (HydraException, OmegaConfBaseException) as error:
         if not failed:
@@ -222,22 +225,29 @@ def _run_hydra(name: str, job: Job, args: list[str]) -> list[tuple[int, list[str
             raise
     if single:
         raise single[0]
-    return failed
+    if command:
+        return command.end()
+    for number, overrides, cause in failed:
+        first_line = str(cause).split("\n")[0]
+        print(f"job {number} failed ({' '.join(overrides)}): {first_line}", file=sys.stderr)
+    return 1 if failed else 0
 
 
-def _with_batch_folder(args: list[str]) -> list[str]:
-    """Arguments for Hydra: overrides, then flags, and the folder of a multirun.
+def _with_batch_folder(name: str, args: list[str]) -> tuple[list[str], Path | None]:
+    """Arguments for Hydra: overrides, then flags; and the folder of a multirun.
 
-    That is `output_dir=` where it is given, else a dated one.
+    That is `output_dir=` where it is given, else one that the same command of `tl train` finds
+    again, and a dated one for other pipelines.
     """
     flags, overrides = split_flags(args)
     if not set(flags) & BATCH_FLAGS:
-        return [*overrides, *flags]
+        return [*overrides, *flags], None
     given = [a.split("=", 1)[1] for a in overrides if a.startswith("output_dir=")]
-    folder = given[-1] if given else f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}_batch"
     rest = [a for a in overrides if not a.startswith("output_dir=")]
+    named = f"runs/{batch_name(rest) if name == 'train' else time.strftime('%Y-%m-%d_%H-%M-%S')}"
+    folder = plain_folder(given) if given else f"{named}_batch"
     own = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=${hydra.job.num}"]
-    return [*rest, *own, *flags]
+    return [*rest, *own, *flags], Path(folder).absolute()
 
 
 def show_error(error: Exception) -> int:

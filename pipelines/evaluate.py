@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl.config import EvaluateConfig
+from tl.cores import usable_cores
 from tl.pipelines import loading, run
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def evaluate(config: EvaluateConfig) -> Report:
         from tl.config import Task
         from tl.runs import RunFolder, note_test
 
-    bundle = Bundle.load(config.bundle)
+    bundle = Bundle.load(config.bundle, threads=usable_cores())
     with display.bar("checking images") as progress:
         table = data.read_table(
             config.data,

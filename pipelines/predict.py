@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tl.config import BadImages, PredictConfig
+from tl.cores import usable_cores
 from tl.pipelines import run
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def predict(config: PredictConfig) -> pd.DataFrame:
     from tl.predictions import find_images, output_path, write_predictions
 
     output = output_path(config.output, config.output_dir)
-    bundle = Bundle.load(config.bundle)
+    bundle = Bundle.load(config.bundle, threads=usable_cores())
     images = find_images(config.source)
     with display.bar("predicting") as progress:
         table = bundle.predict(

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from tl.config import BadImages, DataConfig
-from tl.cores import usable_cores
 from tl.data import DataError, read_table
 from tl.data.check import cache_path
 
@@ -523,13 +522,6 @@ def test_cache_that_cannot_be_written_is_said(image_folder, tmp_path, caplog):
     (tmp_path / "cache").write_text("a file where the folder should be")
     assert len(read(image_folder(), cache_dir=tmp_path / "cache").rows) == 27
     assert "cannot be remembered" in caplog.text
-
-
-def test_cores_respect_the_quota_of_a_container(tmp_path):
-    (tmp_path / "cpu.max").write_text("100000 100000\n")
-    assert usable_cores(tmp_path) == 1
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert usable_cores(tmp_path) == len(os.sched_getaffinity(0))
 
 
 # --- real folders -------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tl.cores import usable_cores
+
 VERSION = 1  # of the layout on disk; it is part of every shelf's name
 BLOCK = 16 << 20  # bytes of a file with a checksum of their own, so that threads share a file
 PIECE = 1 << 20  # bytes read at once for a checksum: they stay in the processor's cache
@@ -118,9 +120,7 @@ class Segment:
             if len(jobs) == 1:
                 wrong = [self._is_wrong(*jobs[0])]
             else:
-                affinity = getattr(os, "sched_getaffinity", None)
-                cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-                threads = min(MOST_THREADS, cores)
+                threads = min(MOST_THREADS, usable_cores())
                 with ThreadPoolExecutor(threads) as pool:
                     wrong = list(pool.map(lambda job: self._is_wrong(*job), jobs))
         except OSError as error:

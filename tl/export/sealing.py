@@ -19,6 +19,7 @@ from timm.data.transforms_factory import create_transform
 from torch import nn
 
 from tl.bundle import Bundle, BundleError, Outputs, Preprocessing, open_image
+from tl.cores import usable_cores
 from tl.export.errors import ExportError
 from tl.export.graph import activated
 from tl.models import StageClassifier
@@ -149,7 +150,7 @@ def _answers_of_forms(
             loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
         config = resolve_model_data_config(loaded)  # type: ignore[no-untyped-call]
     found = {name: torch_answers(loaded, config, images, outputs)}
-    exported = Bundle.load(folder)
+    exported = Bundle.load(folder, threads=usable_cores())
     for size in BATCH_SIZES:
         count = max(size, len(images)) if size == 1 else size
         files = [images[i % len(images)] for i in range(count)]

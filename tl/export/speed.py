@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tl.bundle import Bundle
 from tl.config import ExportConfig
+from tl.cores import usable_cores
 from tl.export.from_run import export_run
 from tl.runs import RunFolder
 
@@ -44,7 +45,7 @@ def milliseconds(bundle: Path) -> float:
     Args:
         bundle: Its folder; the golden images are what is timed.
     """
-    reader = Bundle.load(bundle)
+    reader = Bundle.load(bundle, threads=usable_cores())
     images = sorted(p for p in (bundle / "golden").iterdir() if p.name != "expected.json")
     reader.answers(images[:1], 1)  # the first call makes room
     found: list[float] = []
