@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tl import stopping
+from tl import ranks, stopping
 from tl.config import NO_YAML, Interrupted, TlError, TrainConfig
 from tl.cores import keep_to_share
 from tl.pipelines.commandline import (
@@ -53,7 +53,7 @@ def pipelines() -> dict[str, str]:
             "batches",
             "commandline",
             "folds",
-            "launcher",
+            "together",
         }:  # no commands of their own
             found[file.stem] = (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n")[0]
     return found
@@ -107,6 +107,7 @@ def run(name: str, job: Job, argv: list[str] | None = None) -> None:
     stopping.install()
     _claim(argv)
     code = _exit_code(name, job, args)
+    ranks.leave()
     if _own_process:
         gc.freeze()  # what is left goes with the process; looking through it takes two seconds
     sys.exit(code)
@@ -164,7 +165,8 @@ def _exit_code(name: str, job: Job, args: list[str]) -> int:
         check_overrides(name, args)
         return _run_hydra(name, job, args)
     except Interrupted as stop:
-        print(f"\ninterrupted{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
+        if not ranks.silent():
+            print(f"\ninterrupted{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
         return 130
     except Exception as error:  # every error of a job ends here, and only here
         return show_error(error)
@@ -176,12 +178,12 @@ def _run_hydra(name: str, job: Job, args: list[str]) -> int:
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
     from hydra.types import RunMode
+    from hydra_plugins.tl import launching
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
     from tl.config import PIPELINES, register_schemas, validate
     from tl.pipelines.batches import Command
-    from tl.pipelines.launcher import launching
 
     register_schemas()
     failed: list[tuple[int, list[str], Exception]] = []
@@ -254,9 +256,12 @@ def show_error(error: Exception) -> int:
     """Show an error to a person; returns the exit code.
 
     Errors that are meant for a person (`TlError` and whatever carries an `exit_code`) are one
-    message; anything else is a bug of ours and shows its traceback.
+    message; anything else is a bug of ours and shows its traceback. Of several processes of a job
+    one shows it.
     """
     code = getattr(error, "exit_code", None)
+    if ranks.silent():
+        return 1 if code is None else int(code)
     if isinstance(error, OSError) and error.errno in NO_SPACE:
         print(f"\nerror: {error}. Free some space; resume= continues a run", file=sys.stderr)
         return 1

@@ -2,93 +2,188 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob
-from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
-from tl.config import RequestError, TrainConfig, compose
-from tl.pipelines.commandline import BATCH_FLAGS, split_flags
+from tl import stopping
+from tl.batches import Batch, Job, Outcome, check, leading, read_states
+from tl.config import ConfigError, Interrupted, TrainConfig, validate
+from tl.pipelines import loading, show_error
 
-FOLDER = "hydra.sweep.dir="
+Composed = tuple[int, list[str], DictConfig]  # number, overrides and config of a job
 LEFT_OUT = ("test/acc_", "test/map_", "test/mae_")  # of the table on the screen
 MOST_NAMED = 12  # folders in a command that a person copies
+ROOMS = (
+    *("data", "display", "export", "finetuning", "models", "report", "runs", "tracking"),
+    "training",
+)
+
+
+def load() -> None:
+    """Import what jobs need."""
+    with loading():
+        for module in ("mlflow", *(f"tl.{room}" for room in ROOMS)):
+            importlib.import_module(module)
+
+
+def job(settings: str, folder: Path) -> tuple[int, str]:
+    """Run a job, or go on with it where its folder holds a run; the target of the workers.
+
+    Returns:
+        Its exit code, and the first line of what went wrong.
+    """
+    from tl.pipelines.train import train
+
+    try:
+        stopping.install()
+        config = validate(DictConfig(OmegaConf.create(settings)), TrainConfig)
+        begun = (folder / "config.yaml").is_file()
+        setattr(config, "resume" if begun else "output_dir", str(folder))
+        train(config)
+    except Interrupted as stop:
+        print(f"\ninterrupted{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
+        return 130, "interrupted"
+    except Exception as error:
+        return show_error(error), (str(error).strip() or type(error).__name__).split("\n")[0]
+    return 0, ""
+
+
+@dataclass
+class Command:
+    """One command `tl train -m`, of which Hydra hands over the jobs.
+
+    Args:
+        place: Folder of the batch.
+        outcome: What became of the jobs.
+        refused: Number, overrides and error of jobs whose settings are wrong.
+        engine_failed: What kept the engine from starting workers.
+    """
+
+    place: Path
+    outcome: Outcome | None = None
+    refused: dict[int, tuple[str, str]] = field(default_factory=dict)
+
+    def launch(
+        self, engine: str, settings: Mapping[str, Any], composed: Sequence[Composed]
+    ) -> list[float]:
+        """Run the jobs; returns the headline of each on val, NaN where there is none.
+
+        Raises:
+            BatchError: Nothing was started; says why.
+            EngineError: Workers cannot be started.
+        """
+        varied = _varied([overrides for _, overrides, _ in composed])
+        jobs = []
+        for number, overrides, config in composed:
+            shown = tuple(o for o in overrides if o.split("=")[0] in varied)
+            try:
+                jobs.append(Job(number, shown, _validated(config)))
+            except ConfigError as error:
+                show_error(error)
+                self.refused[number] = (" ".join(shown), str(error).split("\n")[0])
+        rows: list[dict[str, Any]] = []
+        if jobs or not self.refused:
+            check(jobs, self.place)
+            batch = Batch(jobs, self.place, jobs[0].config.batch, engine=engine, settings=settings)
+            with _above(self.place, jobs[0].config, varied) as tracked:
+                try:
+                    self.outcome = batch.run(
+                        "tl.pipelines.batches:job", "tl.pipelines.batches:load"
+                    )
+                finally:
+                    rows = _table(self.place, self.refused, tracked)
+        val = {row["job"]: _headline(row) for row in rows}
+        return [val.get(number, float("nan")) for number, _, _ in composed]
+
+    def end(self) -> int:
+        """Say what went wrong and what is left; returns the exit code."""
+        outcome = self.outcome or Outcome(())
+        wrong = dict(self.refused) | {
+            entry.number: (" ".join(entry.overrides), entry.error) for entry in outcome.wrong
+        }
+        for number, (overrides, error) in sorted(wrong.items()):
+            print(f"job {number} failed ({overrides}): {error}", file=sys.stderr)
+        if not outcome.stopped:
+            return 1 if wrong else 0
+        for entry in outcome.left:
+            begun = "checkpointed" if entry.attempts else "not begun"
+            print(f"job {entry.number} {begun} ({' '.join(entry.overrides)})", file=sys.stderr)
+        print(f"{outcome.stopped}; the same command goes on: {self.place}", file=sys.stderr)
+        return 130
+
+
+def _validated(config: DictConfig) -> TrainConfig:
+    """Config of one job, with absolute paths: workers may have another folder."""
+    from tl import runs
+
+    found = validate(config, TrainConfig)
+    if found.resume:
+        msg = "resume: is for a single run; the same batch again goes on with its jobs"
+        raise ConfigError(msg)
+    return runs.absolute(found)
+
+
+def _varied(jobs: Sequence[Sequence[str]]) -> list[str]:
+    """Keys whose values differ between jobs, in their order; of a single job all."""
+    values: dict[str, set[str]] = {}
+    for key, _, value in (o.partition("=") for overrides in jobs for o in overrides):
+        values.setdefault(key, set()).add(value)
+    return [key for key, found in values.items() if len(found) > 1 or len(jobs) == 1]
 
 
 @contextmanager
-def batch(name: str, args: list[str]) -> Iterator[None]:
-    """Put the jobs of `tl train -m` below one run; anything else stays as it is.
-
-    Args:
-        name: Pipeline.
-        args: Of its command line, with the folder of the batch.
-    """
-    flags, overrides = split_flags(args)
-    if name != "train" or not set(flags) & BATCH_FLAGS:
-        yield
-        return
-    folder = Path(next(a for a in reversed(overrides) if a.startswith(FOLDER))[len(FOLDER) :])
-    config, swept = _first(overrides)
-    if config is None or not config.tracking.enabled:
-        yield
-        _show(folder)
+def _above(place: Path, config: TrainConfig, varied: Sequence[str]) -> Iterator[Any]:
+    """Put all jobs below one MLflow run; another call of the same batch may keep it already."""
+    if not config.tracking.enabled:
+        yield None
         return
     from tl import runs, tracking
 
-    settings = replace(config.tracking, system_metrics=False, run_name=None)
-    title = f"{runs.data_name(config)} · batch over {', '.join(swept) or 'nothing'}"
-    labels = {"experiment": runs.data_name(config), "run_name": title, "kind": "batch"}
-    place = folder.absolute()
-    with (
-        tracking.start_run(settings, **labels, output_dir=place, resume=False) as tracked,
-        tracking.above(place),
-    ):
-        try:
-            yield
-        finally:
-            for key, value in _show(folder).items():
-                tracked.log_metrics({key: value})
-            if (place / runs.TABLE).is_file():
-                tracked.log_file(place / runs.TABLE)
+    with leading(place) as first:
+        if not first:
+            tracking.await_run(place)
+            with tracking.above(place):
+                yield None
+            return
+        title = f"{runs.data_name(config)} · batch over {', '.join(varied) or 'nothing'}"
+        settings = replace(config.tracking, system_metrics=False, run_name=None)
+        labels = {"experiment": runs.data_name(config), "run_name": title, "kind": "batch"}
+        with (
+            tracking.start_run(settings, **labels, output_dir=place, resume=True) as tracked,
+            tracking.above(place),
+        ):
+            yield tracked
 
 
-def _first(overrides: list[str]) -> tuple[TrainConfig | None, list[str]]:
-    """Config of one job of the batch, None where that cannot be said, and what is swept over."""
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    plain, swept = [], []
-    for text, override in zip(overrides, parsed, strict=True):
-        if text.startswith("hydra."):
-            continue
-        if not override.is_sweep_override():
-            plain.append(text)
-            continue
-        swept.append(override.get_key_element().lstrip("+"))
-        if override.is_discrete_sweep() and not isinstance(override.value(), Glob):
-            value = next(iter(override.sweep_string_iterator()), None)
-            plain += [f"{override.get_key_element()}={value}"] if value is not None else []
-    try:
-        return compose("train", plain), swept
-    except (RequestError, HydraException):  # each job says what is wrong with it
-        return None, swept
-
-
-def _show(folder: Path) -> dict[str, float]:
-    """Show the table of a batch; returns its metrics."""
+def _table(place: Path, refused: Mapping[int, Any], tracked: Any) -> list[dict[str, Any]]:
+    """Show and log the table of a batch; returns its rows."""
     from tl import display, runs
 
-    if not folder.is_dir():
-        return {}
-    found = runs.sum_up_batch(runs.RunFolder(folder.absolute()))
+    ended = dict.fromkeys(refused, "refused") | read_states(place)
+    found = runs.sum_up_batch(runs.RunFolder(place), ended)
     if found.rows:
         shown = [{k: v for k, v in row.items() if not k.startswith(LEFT_OUT)} for row in found.rows]
         display.results_table(f"batch of {len(shown)} jobs", shown)
-        done = [str(folder / str(row["job"])) for row in found.rows if row["ended"] == "done"]
-        places = {"table": str(folder / runs.TABLE)}
+        done = [str(place / str(row["job"])) for row in found.rows if row["ended"] == "done"]
+        places = {"table": str(place / runs.TABLE)}
         if 1 < len(done) <= MOST_NAMED:
             places["which is better"] = f"tl compare runs={','.join(done)}"
         display.facts("next", places)
-    return found.metrics
+    if tracked is not None:
+        for key, value in found.metrics.items():
+            tracked.log_metrics({key: value})
+        if (place / runs.TABLE).is_file():
+            tracked.log_file(place / runs.TABLE)
+    return found.rows
+
+
+def _headline(row: Mapping[str, Any]) -> float:
+    known = [v for k, v in row.items() if k in ("val/acc", "val/map", "val/mae")]
+    return float(known[0]) if known else float("nan")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 import typing
 from dataclasses import MISSING as NO_DEFAULT
@@ -23,11 +24,12 @@ from tl.config import (
     plain_names,
     quoted_place,
     schema_keys,
+    spelled_space,
     unknown_key,
 )
 
 # Free-form nodes: what stands below them is checked where it is used.
-OPEN_NODES = ("trainer", "callbacks", "logger", "tracking.tags")
+OPEN_NODES = ("trainer", "callbacks", "logger", "tracking.tags", "search.space")
 # Flags of Hydra: those that name files of the user's own, and all that are followed by a value.
 FILE_FLAGS = {"--config-dir", "-cd", "--config-path", "-cp"}
 VALUE_FLAGS = FILE_FLAGS | {
@@ -41,6 +43,8 @@ VALUE_FLAGS = FILE_FLAGS | {
     "-i",
 }
 BATCH_FLAGS = {"-m", "--multirun"}
+# What does not change what the jobs of a batch find.
+RUNNING_ONLY = ("batch.", "tracking.", "hydra.", "hydra/", "output_dir=")
 
 
 def groups() -> dict[str, list[str]]:
@@ -49,7 +53,7 @@ def groups() -> dict[str, list[str]]:
     return {
         entry.name: sorted(f.name[:-5] for f in entry.iterdir() if f.name.endswith(".yaml"))
         for entry in sorted(root.iterdir(), key=lambda e: e.name)
-        if entry.is_dir() and not entry.name.startswith("_")
+        if entry.is_dir() and not entry.name.startswith("_") and entry.name != "hydra"
     }
 
 
@@ -59,7 +63,8 @@ def help_text(name: str, summary: str) -> str:
     root = files("tl.conf").joinpath(f"{name}.yaml").read_text()
     lines = [f"{summary}", "", root.split("\n")[0].lstrip("# "), ""]
     some = {"advise": {"model", "augment", "cache"}, "audit": {"model", "cache"}}
-    offered = {"train": {*groups()}, **some}.get(name, set())
+    every = {"train": {*groups()} - {"search"}, "search": {*groups()}}
+    offered = {**every, **some}.get(name, set())
     presets = {group: options for group, options in groups().items() if group in offered}
     if presets:
         lines.append("Presets (group=option):")
@@ -107,6 +112,8 @@ def check_overrides(name: str, args: list[str]) -> None:
     batch = bool(set(flags) & BATCH_FLAGS)
     problems: list[str] = []
     good: list[str] = []
+    if batch and name == "search":
+        problems.append("tl search tries several values itself: leave -m out")
     for arg in overrides:
         try:
             override = parser.parse_overrides([arg])[0]
@@ -145,6 +152,8 @@ def spelled(name: str, args: list[str]) -> list[str]:
         args = plain_names(args)
     elif name == "sync":
         args = plain_folders(args)
+    elif name == "search":
+        args = spelled_space(args)
     return [*map(quoted_place, args)]
 
 
@@ -172,7 +181,8 @@ def _one_value(arg: str, override: Any) -> list[str]:
 
 def _override_problems(name: str, override: Any, own_files: bool) -> list[str]:
     key = override.key_or_group
-    if key in groups() and "." not in key and not isinstance(override.value(), dict):
+    group = key in groups() and (key != "search" or name == "search")
+    if group and "." not in key and not isinstance(override.value(), dict):
         return [] if own_files or override.is_delete() else _preset_problems(key, override)
     known = {k: (owner, f) for k, owner, f in schema_keys(PIPELINES[name])}
     if any(key == node or key.startswith(f"{node}.") for node in OPEN_NODES if node in known):
@@ -287,3 +297,28 @@ def file_error(error: Exception) -> ConfigError:
 
 def _file(name: str) -> str:
     return f"{name}.yaml: " if name else ""
+
+
+def batch_name(overrides: list[str]) -> str:
+    """Name of a batch's folder: data, and a hash by which the same command finds it again.
+
+    How jobs are run and tracked is no part of it: a batch may go on elsewhere.
+    """
+    about = sorted(o for o in overrides if not o.lstrip("+~").startswith(RUNNING_ONLY))
+    digest = hashlib.sha256("\n".join(about).encode()).hexdigest()[:8]
+    roots = [o.split("=", 1)[1] for o in about if o.startswith("data.root=")]
+    words = re.findall(r"[\w.-]+", roots[-1]) if roots else []
+    return f"{words[-1]}_{digest}" if words and "," not in roots[-1] else digest
+
+
+def plain_folder(given: list[str]) -> str:
+    """The one folder of a batch.
+
+    Raises:
+        ConfigError: There are several.
+    """
+    folder = given[-1]
+    if "," in folder and not folder.startswith(("'", '"')):
+        msg = f"output_dir={folder}: a batch has one folder, with a numbered one below it for "
+        raise ConfigError(f"{msg}each job; name one")
+    return folder

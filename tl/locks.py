@@ -48,6 +48,15 @@ class Lock:
             now = time.time_ns()
             os.utime(self.descriptor, ns=(now, now))
 
+    def hand_over(self) -> None:
+        """Leave it to a child that was forked: it is held until the child ends."""
+        os.close(self.descriptor)
+        self.descriptor = -1
+
+    def take_over(self) -> None:
+        """In a forked child: this process gives it back, not the one that took it."""
+        self._owner = os.getpid()
+
     def release(self) -> None:
         """Give it back; in a forked child only close the copy that was inherited."""
         if self.descriptor < 0:

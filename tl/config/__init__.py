@@ -7,6 +7,7 @@ room imports torch: `--help` and config errors are instant.
 
 from __future__ import annotations
 
+from tl.config.batches import BatchConfig
 from tl.config.comparing import CompareConfig, plain_names
 from tl.config.data import (
     AuditMode,
@@ -33,6 +34,7 @@ from tl.config.pipelines import (
     EvaluateConfig,
     ExportRunConfig,
     PredictConfig,
+    SearchConfig,
     TrainConfig,
     register_schemas,
 )
@@ -69,6 +71,7 @@ from tl.config.schemas import (
     TrackingConfig,
     Trains,
 )
+from tl.config.searching import Metric, Pruner, Sampler, SearchSettings, spelled_space
 from tl.config.settings import Checked, Request, limit_problems, setting
 from tl.config.tracking import SyncConfig, plain_folders
 from tl.config.validation import (
@@ -101,6 +104,7 @@ __all__ = [
     "AugmentConfig",
     "AutoAugment",
     "BadImages",
+    "BatchConfig",
     "BatchNormMode",
     "Budget",
     "CacheConfig",
@@ -122,16 +126,21 @@ __all__ = [
     "ImagesConfig",
     "Imbalance",
     "Interrupted",
+    "Metric",
     "ModelConfig",
     "Optimizer",
     "PhaseConfig",
     "PredictConfig",
     "ProblemsError",
+    "Pruner",
     "PromoteConfig",
     "RegisterConfig",
     "ReportConfig",
     "Request",
     "RequestError",
+    "Sampler",
+    "SearchConfig",
+    "SearchSettings",
     "Select",
     "StoreConfig",
     "SyncConfig",
@@ -152,6 +161,7 @@ __all__ = [
     "register_schemas",
     "schema_keys",
     "setting",
+    "spelled_space",
     "to_yaml",
     "unknown_key",
     "validate",

@@ -9,6 +9,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from tl.config.batches import BatchConfig
 from tl.config.comparing import CompareConfig
 from tl.config.data import AuditMode, BadImages, DataConfig
 from tl.config.evaluating import EvaluationConfig
@@ -25,6 +26,7 @@ from tl.config.schemas import (
     ModelConfig,
     TrackingConfig,
 )
+from tl.config.searching import SearchSettings
 from tl.config.settings import Checked, Request, setting
 from tl.config.tracking import SyncConfig
 
@@ -84,6 +86,7 @@ class TrainConfig(Request):
     resume: str | None = setting(
         None, "folder of a run that was interrupted: continue it", common=True
     )
+    batch: BatchConfig = setting(factory=BatchConfig, help="with -m: how the jobs are run")
 
     def problems(self) -> list[str]:
         """There is a phase, and third-party objects come from Lightning or tl only."""
@@ -108,6 +111,26 @@ class TrainConfig(Request):
                 if not str(target).startswith(TRUSTED_TARGETS):
                     allowed = " or ".join(f"{t}*" for t in TRUSTED_TARGETS)
                     found.append(f"{path} must name {allowed}, got {target}")
+        return found
+
+
+@dataclass
+class SearchConfig(TrainConfig):
+    """Config of `tl search`: that of the job whose settings are searched, and how to search."""
+
+    search: SearchSettings = setting(factory=SearchSettings, help="how to search")
+
+    def problems(self) -> list[str]:
+        """A search goes on by the same command, and has folds of its own."""
+        found = super().problems()
+        if self.resume is not None:
+            found.append("resume: a search goes on by the same command, with its output_dir")
+        if self.data.folds is not None:
+            found.append(
+                f"data.folds: search.folds={self.data.folds} judges each trial by cross-validation"
+            )
+        if self.finetune.confirm:
+            found.append("finetune.confirm: a search compares more than two settings; leave it out")
         return found
 
 
@@ -282,6 +305,7 @@ PIPELINES: dict[str, type[Checked]] = {
     "promote": PromoteConfig,
     "sync": SyncConfig,
     "report": ReportConfig,
+    "search": SearchConfig,
 }
 
 

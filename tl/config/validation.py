@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tl.config.data import quoted_place
 from tl.config.errors import ConfigError
 from tl.config.pipelines import PIPELINES, register_schemas
+from tl.config.searching import spelled_space
 
 T = TypeVar("T")
 
@@ -148,6 +149,7 @@ def compose(
     register_schemas()
     # Inside a pipeline Hydra is at work already; it is put aside meanwhile.
     outer, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    overrides = spelled_space(overrides) if pipeline == "search" else overrides
     try:
         with initialize_config_module("tl.conf", version_base="1.3"):
             config = hydra_compose(pipeline, overrides=[*map(quoted_place, overrides)])

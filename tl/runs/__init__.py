@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING, OmegaConf
 
+from tl import ranks
 from tl.config import ConfigError, Interrupted, TrainConfig, absolute_data
+from tl.runs.again import begun, check_seen, end_job, note_job
 from tl.runs.auditing import (
     audit_features,
     audit_lines,
@@ -71,6 +73,7 @@ __all__ = [
     "RunError",
     "RunFolder",
     "TrainResult",
+    "absolute",
     "audit_features",
     "audit_lines",
     "audited",
@@ -81,6 +84,7 @@ __all__ = [
     "data_name",
     "decide_or_keep",
     "each_fold",
+    "end_job",
     "fit_settings",
     "folds_of",
     "folds_params",
@@ -122,19 +126,24 @@ def labels(folder: RunFolder, config: TrainConfig) -> dict[str, Any]:
     }
 
 
+@ranks.on_first
 def open_run(config: TrainConfig) -> tuple[RunFolder, TrainConfig]:
     """Folder and config of a job: new ones, or those of the run that `config.resume` names.
 
-    Nothing is written yet; see `create`.
+    A launcher that starts a job again gives the same command: it goes on with the run that the job
+    has begun (`tl.runs.again`). Nothing is written yet; see `create`.
 
     Raises:
         RunError: There is no run to resume, or the output folder holds another run.
         DataError: A new job names a data folder that is not there.
     """
+    asked = Path(config.output_dir).absolute() if config.output_dir else None
+    if config.resume is None and (own := begun(absolute(config), asked, FREE_ON_RESUME)):
+        config = replace(config, resume=str(own))
     if config.resume is None:
         stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
         words = re.sub(r"[^\w.-]+", "_", run_name(config).replace(" · ", "_"))
-        path = Path(config.output_dir or _free(f"runs/{stamp}_{words}")).absolute()
+        path = asked or Path(_free(f"runs/{stamp}_{words}")).absolute()
         if (path / CONFIG).exists():
             msg = f"{path} holds a run already: resume= continues it; or choose another output_dir"
             raise RunError(msg)
@@ -186,6 +195,8 @@ def create(
 ) -> None:
     """Make the folder of a new run: its config, its plan, and what export needs to know.
 
+    Of several processes the first does; all must see it.
+
     Args:
         folder: A resumed run has all that already.
         config: As the user asked.
@@ -196,12 +207,27 @@ def create(
         found: What the audit found.
 
     Raises:
-        RunError: The folder cannot be written.
+        RunError: The folder cannot be written, or some hosts do not see it.
     """
+    _create(folder, config, table, built, plan, advice, found)
+    check_seen(folder)
+
+
+@ranks.on_first
+def _create(
+    folder: RunFolder,
+    config: TrainConfig,
+    table: ImageTable,
+    built: BuiltModel,
+    plan: Plan,
+    advice: Advice | None,
+    found: AuditReport | None,
+) -> None:
     folder.make()
     if folder.resumed:
         return
     folder.checkpoints.mkdir(exist_ok=True)
+    note_job(folder)
     if advice is not None:
         advice.write(folder, run_name(config, advice.finetune.method))
     write_model(folder, table, built, plan)

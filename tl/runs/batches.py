@@ -31,13 +31,14 @@ class BatchSummary:
     metrics: dict[str, float]
 
 
-def sum_up_batch(folder: RunFolder) -> BatchSummary:
+def sum_up_batch(folder: RunFolder, ended: Mapping[int, str]) -> BatchSummary:
     """Write `batch.csv` and return what it says.
 
     Args:
         folder: Of the batch; its jobs are in folders that are named by their numbers.
+        ended: Number of each job -> how it ended.
     """
-    jobs = sorted((p for p in folder.path.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    jobs = [folder.path / str(number) for number in sorted(ended)]
     settings = [dict(_settings(job)) for job in jobs]
     varied = varied_keys([s for s in settings if s])
     rows = [
@@ -45,6 +46,7 @@ def sum_up_batch(folder: RunFolder) -> BatchSummary:
             "job": int(job.name),
             **{key: known.get(key) for key in varied},
             **_found(job),
+            "ended": ended[int(job.name)],
         }
         for job, known in zip(jobs, settings, strict=True)
     ]
@@ -106,14 +108,14 @@ def _found(job: Path) -> dict[str, Any]:
     try:
         metrics = json.loads((job / "metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {"ended": "failed"}
+        return {}
     found: dict[str, Any] = {}
     for split in ("val", "test"):
         for key in HEADLINES:
             if f"{split}/{key}" in metrics:
                 names = (f"{split}/{key}", f"{split}/{key}_low", f"{split}/{key}_high")
                 found |= {name: metrics[name] for name in names if name in metrics}
-    return {**found, "seconds": round(metrics.get("total_seconds", 0), 1), "ended": "done"}
+    return {**found, "seconds": round(metrics.get("total_seconds", 0), 1)}
 
 
 def _metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

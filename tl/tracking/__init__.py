@@ -6,7 +6,7 @@ imported when a run starts, so that `tracking.enabled=false` costs nothing.
 
 from __future__ import annotations
 
-from .parents import above
+from .parents import above, await_run
 from .run import check_store, counted, load, repair, start_run
 from .store import StoreError, TrackingError, default_uri
 from .syncing import Synced, runs_below, sync_run
@@ -18,6 +18,7 @@ __all__ = [
     "TrackedRun",
     "TrackingError",
     "above",
+    "await_run",
     "check_store",
     "counted",
     "default_uri",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,20 @@ def parent_named() -> dict[str, Any] | None:
         "job": known["job"],
         "folder": str(Path(folder).absolute()),
     }
+
+
+def await_run(folder: Path, seconds: float = 60.0) -> None:
+    """Wait until another process has begun the run of a folder.
+
+    Raises:
+        TrackingError: It did not in time.
+    """
+    deadline = time.monotonic() + seconds
+    while not read_record(folder).get("job"):
+        if time.monotonic() > deadline:
+            msg = f"another process works on {folder}, and its MLflow run did not begin; try again"
+            raise TrackingError(msg)
+        time.sleep(0.2)
 
 
 @contextmanager

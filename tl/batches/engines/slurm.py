@@ -1,0 +1,219 @@
+"""Workers as jobs of Slurm, submitted by submitit: one a job of the batch."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from tl.batches.engines import slurm_site as site
+from tl.batches.errors import EngineError
+from tl.batches.ledger import LEDGER, Entry, Ledger
+from tl.batches.worker import Task, work
+from tl.config.slurm import SlurmConfig, slurm_config
+
+FOLDER = "slurm"
+LINES = 3
+PATIENCE_SECONDS = 60.0  # for a controller that does not take a job
+AGAIN_SECONDS = 5.0
+GONE_LOOKS = 2  # that do not find a job before it counts as gone
+# How Slurm's logs, and the ledger, tell that a job needed more memory than it had.
+MEMORY_LOG = re.compile(r"exceeded memory limit|oom.kill", re.IGNORECASE)
+MEMORY_ERROR = re.compile(
+    r"needed more memory|SIGKILL|^(?!.*CUDA).*out of memory|MemoryError|by signal: Killed",
+    re.IGNORECASE,
+)
+ENDS = {
+    "TIMEOUT": "reached Slurm's time limit before its checkpoint was written (signal_s)",
+    "CANCELLED": "was cancelled in Slurm",
+    "NODE_FAIL": "its node failed",
+    "PREEMPTED": "had to make room for another job of Slurm",
+}
+
+
+@dataclass
+class Handle:
+    """A job of Slurm.
+
+    Args:
+        job: As submitit knows it.
+        memory_gb: That it asked for; None: what the site gives.
+        known: As the queue saw it last.
+        gone: Looks in a row that did not find it.
+    """
+
+    job: Any
+    memory_gb: float | None
+    known: site.Queued | None = None
+    gone: int = 0
+
+
+class SlurmEngine:
+    """Submits workers and watches the queue.
+
+    Args:
+        place: Folder of the batch; all machines of the cluster see it.
+        settings: See `SlurmConfig`.
+
+    Raises:
+        ConfigError: A setting is unknown or out of its range.
+        BatchError: There is no cluster, or it would refuse the jobs.
+    """
+
+    per_job = True
+
+    def __init__(self, place: Path, **settings: Any) -> None:
+        self.asked = slurm_config(settings)
+        self.partitions = site.chosen(self.asked, site.partitions())
+        self.place = place.absolute()
+        self.name = "tl-" + re.sub(r"[^\w.-]", "_", self.place.name)
+        self.queue = site.Queue(self.name)
+        self._last: dict[str, Handle] = {}
+        self.executor = _executor(self.asked, self.place / LEDGER / FOLDER)
+        self.executor.update_parameters(**self._parameters(self.asked.mem_gb))
+        self._check()
+
+    def _parameters(self, memory_gb: float | None) -> dict[str, Any]:
+        """What submitit takes, for one job."""
+        asked = self.asked
+        limit = asked.timeout_min or site.most_minutes(self.partitions) or site.DAY_MINUTES
+        minutes = limit if asked.timeout_min else min(limit, site.DAY_MINUTES)
+        # SIGTERM, not submitit's SIGUSR2: a worker that is asked to end writes a checkpoint, and
+        # the batch submits it again.
+        signal = f"TERM@{min(asked.signal_s, minutes * 30)}"
+        also = {"requeue": True, "signal": signal, **asked.options}
+        return {
+            "job_name": self.name,
+            "partition": asked.partition,
+            "account": asked.account,
+            "qos": asked.qos,
+            "constraint": asked.constraint,
+            "time": minutes,
+            "nodes": asked.nodes,
+            "ntasks_per_node": asked.tasks_per_node,
+            "cpus_per_task": asked.cpus_per_task,
+            "gpus_per_node": asked.gpus_per_node,
+            "mem": f"{round(memory_gb * 1024)}M" if memory_gb else None,
+            "setup": asked.setup or None,
+            "wckey": None,
+            "additional_parameters": {k.replace("_", "-"): v for k, v in also.items()},
+            # Since 22.05 srun no longer takes the cores of a task from sbatch. The processes of a
+            # job on several nodes are nothing without each other.
+            "srun_args": [
+                *(f"--cpus-per-task={asked.cpus_per_task}", "--kill-on-bad-exit=1"),
+                *asked.srun,
+            ],
+        }
+
+    def _check(self) -> None:
+        """Let Slurm judge a job of this batch.
+
+        Raises:
+            BatchError: It would refuse it.
+        """
+        folder = self.executor.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        script = folder / "job.sh"
+        script.write_text(
+            self.executor._make_submission_file_text(self.executor._submitit_command_str, "check"),
+            encoding="utf-8",
+        )
+        site.check_request(script)
+
+    def start(self, task: Task) -> Handle:
+        """Put a worker into the queue; with more memory where an attempt needed more.
+
+        Raises:
+            EngineError: Slurm does not take it.
+        """
+        (key,) = task.keys or ("",)
+        memory_gb = self._memory(Ledger(self.place).read(key))
+        self.executor.update_parameters(**self._parameters(memory_gb))
+        cores = str(self.asked.cpus_per_task)
+        environment = task.environment | {"TL_CORES": cores, "OMP_NUM_THREADS": cores}
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                job = self.executor.submit(work, replace(task, environment=environment))
+                break
+            except (FailedJobError, FailedSubmissionError, OSError) as error:
+                if time.monotonic() > deadline:
+                    msg = f"Slurm does not take a job: {site.plain(str(error))}"
+                    raise EngineError(msg) from error
+                time.sleep(AGAIN_SECONDS)
+        handle = Handle(job, memory_gb)
+        self._last[key] = handle
+        return handle
+
+    def _at_most(self, memory_gb: float) -> float:
+        """GB, but no more than a node has."""
+        most = site.most_memory(self.partitions)
+        return memory_gb if most is None else min(memory_gb, most / 1024)
+
+    def _memory(self, entry: Entry | None) -> float | None:
+        """GB to ask for: twice as much for each attempt that ended for want of memory."""
+        asked = self.asked.mem_gb
+        if asked is None or entry is None:
+            return asked
+        tries = sum(bool(MEMORY_ERROR.search(attempt.error)) for attempt in entry.attempts)
+        last = self._last.get(entry.key)
+        if last and _short_of_memory(last) and not MEMORY_ERROR.search(entry.error):
+            tries += 1  # nobody knew when its loss was written down
+        return self._at_most(asked * 2.0**tries)
+
+    def alive(self, handle: Handle) -> bool:
+        """Whether the job is in the queue, or runs; one of a dead node will run again."""
+        new = self.queue.look()
+        found = self.queue.jobs.get(handle.job.job_id)
+        if found is not None:
+            handle.known = found
+        if not new:
+            return handle.gone < GONE_LOOKS
+        if found is not None and found.state in site.ENDED:
+            handle.gone = GONE_LOOKS
+        elif found is None or found.state in site.OVER:
+            handle.gone += 1
+        else:
+            handle.gone = 0
+        return handle.gone < GONE_LOOKS
+
+    def waits(self, handle: Handle) -> bool:
+        """Whether it waits for a node."""
+        return handle.known is None or handle.known.state in site.WAITS
+
+    def said(self, handle: Handle) -> str:
+        """The last lines of its log."""
+        text = handle.job.stderr() or handle.job.stdout() or ""
+        return "\n".join(text.strip().splitlines()[-LINES:])
+
+    def why(self, handle: Handle) -> str:
+        """Why Slurm ended it, to be put behind "job 3"; empty where it is not known."""
+        if _short_of_memory(handle):
+            limit = f" than mem_gb={handle.memory_gb:g}" if handle.memory_gb else ""
+            return f"needed more memory{limit}"
+        return ENDS.get(handle.known.state, "") if handle.known else ""
+
+    def kill(self, handle: Handle) -> None:
+        """Take it out of the queue; a job that runs gets SIGTERM, and writes its checkpoint."""
+        site.run("scancel", handle.job.job_id)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _executor(asked: SlurmConfig, folder: Path) -> Any:
+    executor = submitit.SlurmExecutor(folder=folder, python=asked.python)
+    executor._throttling = 0.0  # 0.2 s between two jobs: a minute for a few hundred
+    return executor
+
+
+def _short_of_memory(handle: Handle) -> bool:
+    """Whether Slurm, or the kernel in its name, killed it at its limit of memory."""
+    if handle.known is not None and handle.known.state == "OUT_OF_MEMORY":
+        return True
+    return bool(MEMORY_LOG.search(handle.job.stderr() or ""))

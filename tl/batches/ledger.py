@@ -1,0 +1,400 @@
+"""The ledger of a batch: what each of its jobs is doing, in files that any machine can read.
+
+One JSON file a job, named by the hash of the job's settings, and beside it a lock that the job's
+process holds while it runs: the kernel frees it however the process ends. Nothing compares the
+clocks of two machines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tl.batches.errors import BatchError
+from tl.config import BatchConfig, TrackingConfig, TrainConfig, to_yaml
+from tl.files import replacing
+from tl.locks import Lock, take
+
+LEDGER = "ledger"
+LOGS = "logs"
+# What a job is doing. `refused`: the request was wrong, so that trying again is no use.
+WAITING, RUNNING, DONE = "waiting", "running", "done"
+FAILED, LOST, REFUSED, INTERRUPTED = "failed", "lost", "refused", "interrupted"
+WRONG = (FAILED, LOST, REFUSED)
+BEAT_SECONDS = 10.0  # between two signs of life where a file system has no locks
+DEAD_SECONDS = 60.0
+PROBES = 5  # others look whether a lock is held by taking it for a moment
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a batch, before it is in the ledger.
+
+    Args:
+        number: Its place in the batch.
+        overrides: What it sets on the command line, for people.
+        config: As validated.
+    """
+
+    number: int
+    overrides: tuple[str, ...]
+    config: TrainConfig
+
+    @property
+    def settings(self) -> TrainConfig:
+        """What decides what the job finds: no places, no tracking, nothing about the batch."""
+        return replace(self.config, output_dir=None, resume=None, batch=BatchConfig())
+
+    @property
+    def key(self) -> str:
+        """Hash of the settings."""
+        text = to_yaml(replace(self.settings, tracking=TrackingConfig()))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at a job.
+
+    Args:
+        worker: That ran it.
+        host: Where.
+        pid: Of the job's own process.
+        began: In seconds since 1970 by the clock of that host.
+        ended: Likewise; None while it runs.
+        state: How it ended.
+        error: First line of what went wrong.
+    """
+
+    worker: str
+    host: str
+    pid: int
+    began: float
+    ended: float | None = None
+    state: str = RUNNING
+    error: str = ""
+
+    @property
+    def seconds(self) -> float:
+        """How long it took; 0 while it runs."""
+        return max((self.ended or self.began) - self.began, 0.0)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the ledger knows of a job.
+
+    Args:
+        key: Hash of its settings.
+        number: Of its folder, and of its log.
+        overrides: For people.
+        settings: YAML of its config.
+        state: What was last written; `Ledger.state` knows whether that is still true.
+        attempts: All of them, over all calls.
+        retry_at: When it may be tried again, by the clock of the machine that wrote it.
+    """
+
+    key: str
+    number: int
+    overrides: tuple[str, ...]
+    settings: str
+    state: str = WAITING
+    attempts: tuple[Attempt, ...] = ()
+    retry_at: float = 0.0
+
+    @property
+    def error(self) -> str:
+        """First line of what went wrong last."""
+        return self.attempts[-1].error if self.attempts else ""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which jobs a call of a batch runs.
+
+    Args:
+        attempts: Tries of a job in this call.
+        backoff: Seconds before the second.
+        before: Key -> attempts that there were before this call; others are none of its jobs.
+        left: Those of them that are left as they are.
+    """
+
+    attempts: int
+    backoff: float
+    before: dict[str, int] = field(default_factory=dict)
+    left: tuple[str, ...] = ()
+
+    def failures(self, entry: Entry) -> int:
+        """Tries of this call that went wrong."""
+        tries = entry.attempts[self.before.get(entry.key, 0) :]
+        return sum(attempt.state in WRONG for attempt in tries)
+
+    def may_run(self, entry: Entry, state: str) -> bool:
+        """Whether a job should be run in this call, now or after its back-off."""
+        if entry.key not in self.before or entry.key in self.left or state in (DONE, RUNNING):
+            return False
+        if state == REFUSED:
+            return not self.failures(entry)
+        if state in (FAILED, LOST):
+            return self.failures(entry) < self.attempts
+        return True
+
+    def wait(self, entry: Entry) -> float:
+        """Seconds until it may be tried again, at most its whole back-off."""
+        again = self.failures(entry)
+        if not again:
+            return 0.0
+        return min(max(entry.retry_at - time.time(), 0.0), self.pause(again))
+
+    def pause(self, failures: int) -> float:
+        """Seconds of back-off after so many failures."""
+        return self.backoff * 2.0 ** max(failures - 1, 0)
+
+
+class Ledger:
+    """The ledger in a batch's folder.
+
+    Args:
+        place: The folder.
+
+    Raises:
+        BatchError: It cannot be written.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.folder = place / LEDGER
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (place / LOGS).mkdir(exist_ok=True)
+        except OSError as error:
+            msg = f"cannot make {error.filename or place}: {error.strerror}; choose another with "
+            raise BatchError(f"{msg}output_dir=") from error
+
+    # --- jobs -----------------------------------------------------------------------------------
+
+    def add(self, jobs: Sequence[Job], *, anew: bool = False) -> list[Entry]:
+        """Entries of jobs, new ones where they are not known yet.
+
+        A job that another process adds meanwhile is added once. New ones get their own number as
+        long as no other job has it, else the next free one.
+
+        Args:
+            jobs: Of a call.
+            anew: What ended before begins again, in a new folder.
+        """
+        with self.changing():
+            used = {entry.number for entry in self.all()} | _numbered(self.place)
+            return [self._added(job, used, anew=anew) for job in jobs]
+
+    def _added(self, job: Job, used: set[int], *, anew: bool) -> Entry:
+        known = self.read(job.key)
+        if known is not None and not (anew and self.state(known) not in (RUNNING, WAITING)):
+            return known
+        number = job.number if job.number not in used else max(used) + 1
+        used.add(number)
+        entry = Entry(
+            job.key,
+            number,
+            job.overrides,
+            to_yaml(job.settings),
+            attempts=known.attempts if known else (),
+        )
+        self.write(entry)
+        return entry
+
+    def all(self) -> list[Entry]:
+        """All jobs that were ever in this batch, by number."""
+        keys = (path.stem for path in self.folder.glob("*.json"))
+        return sorted(filter(None, map(self.read, keys)), key=lambda entry: entry.number)
+
+    def read(self, key: str) -> Entry | None:
+        """What is known of a job.
+
+        Raises:
+            BatchError: Its file is damaged.
+        """
+        path = self.folder / f"{key}.json"
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            attempts = tuple(Attempt(**attempt) for attempt in values.pop("attempts"))
+            overrides = tuple(values.pop("overrides"))
+            return Entry(**values, attempts=attempts, overrides=overrides)
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError) as error:
+            msg = f"{path} is no entry of this version of tl ({error}); move it away"
+            raise BatchError(msg) from error
+
+    def write(self, entry: Entry) -> None:
+        """Write an entry in one move; only who holds the job's lock, or adds it, may do so."""
+        with replacing(self.folder / f"{entry.key}.json") as part:
+            part.write_text(json.dumps(asdict(entry), indent=1) + "\n", encoding="utf-8")
+
+    def job_folder(self, entry: Entry) -> Path:
+        """Folder of the job's run."""
+        return self.place / str(entry.number)
+
+    def log(self, entry: Entry) -> Path:
+        """What the job printed."""
+        return self.place / LOGS / f"{entry.number}.txt"
+
+    # --- who runs what --------------------------------------------------------------------------
+
+    def lock(self, key: str) -> Lock | None:
+        """Take the lock of a job; None where another process runs it.
+
+        Raises:
+            BatchError: The ledger cannot be written.
+        """
+        known = (self.folder / f"{key}.lock").exists()
+        for probe in range(PROBES):
+            try:
+                lock = self._take(f"{key}.lock")
+            except BlockingIOError:
+                time.sleep(0.02 * probe)  # somebody may only be looking
+                continue
+            if lock.held or not known or not self._beats(key):
+                lock.sign()
+                lock.touch()
+                return lock
+            lock.release()
+            return None
+        return None
+
+    def free(self, key: str, lock: Lock) -> None:
+        """Give the lock of a job back."""
+        if not lock.held:  # no locks here: what counts is the time of the file
+            with contextlib.suppress(OSError):
+                os.utime(self.folder / f"{key}.lock", (0, 0))
+        lock.release()
+
+    def runs(self, key: str) -> bool:
+        """Whether a living process runs a job."""
+        path = self.folder / f"{key}.lock"
+        if not path.exists():
+            return False
+        try:
+            lock = self._take(path.name, shared=True)
+        except BlockingIOError:
+            return True
+        held = lock.held
+        lock.release()
+        return not held and self._beats(key)
+
+    def state(self, entry: Entry) -> str:
+        """What a job is doing: `lost` where its process went without a word."""
+        if entry.state != RUNNING:
+            return entry.state
+        return RUNNING if self.runs(entry.key) else LOST
+
+    def beat(self, key: str) -> None:
+        """Give a sign of life for a job, for file systems without locks."""
+        with contextlib.suppress(OSError):
+            os.utime(self.folder / f"{key}.lock")
+
+    def _beats(self, key: str) -> bool:
+        """Whether there was a sign of life of late, by the clock of the file system alone."""
+        with contextlib.suppress(OSError):
+            return self.now() - (self.folder / f"{key}.lock").stat().st_mtime < DEAD_SECONDS
+        return False
+
+    def now(self) -> float:
+        """Seconds since 1970 by the clock of the file system."""
+        probe = self.folder / f"clock-{os.getpid()}"
+        probe.touch()
+        now = probe.stat().st_mtime
+        probe.unlink(missing_ok=True)
+        return now
+
+    def settle(self, key: str, reason: str, backoff: float) -> Entry | None:
+        """Write down that a job is lost, unless its process did say how it ended, or lives.
+
+        Args:
+            key: Of the job.
+            reason: First line for people.
+            backoff: Seconds before it may be tried again.
+        """
+        lock = self.lock(key)
+        if lock is None:
+            return None
+        try:
+            entry = self.read(key)
+            if entry is None or entry.state != RUNNING:
+                return entry
+            return self.end(entry, LOST, reason, backoff)
+        finally:
+            self.free(key, lock)
+
+    def begin(self, entry: Entry, worker: str, host: str) -> Entry:
+        """Write down that this process runs a job; it holds the job's lock."""
+        attempt = Attempt(worker, host, os.getpid(), time.time())
+        entry = replace(entry, state=RUNNING, attempts=(*entry.attempts, attempt))
+        self.write(entry)
+        return entry
+
+    def end(self, entry: Entry, state: str, error: str = "", backoff: float = 0.0) -> Entry:
+        """Write down how the last attempt at a job ended; the job's lock is held."""
+        *before, last = entry.attempts
+        last = replace(last, ended=time.time(), state=state, error=error)
+        retry_at = time.time() + backoff if state in WRONG else 0.0
+        entry = replace(entry, state=state, attempts=(*before, last), retry_at=retry_at)
+        self.write(entry)
+        return entry
+
+    # --- the call -------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """Alone add jobs."""
+        lock = self._take("ledger.lock", wait=True)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def lead(self) -> Lock | None:
+        """Become the one call that keeps the MLflow run above the jobs; None where another is."""
+        try:
+            return self._take("leader.lock")
+        except BlockingIOError:
+            return None
+
+    def stop(self, session: str, reason: str) -> None:
+        """Ask all workers of a call to end: what they run is checkpointed."""
+        with replacing(self.folder / f"stop-{session}") as part:
+            part.write_text(reason, encoding="utf-8")
+
+    def stopped(self, session: str) -> bool:
+        """Whether a call was asked to end."""
+        return (self.folder / f"stop-{session}").exists()
+
+    def forget(self, session: str) -> None:
+        """Remove the request to end."""
+        (self.folder / f"stop-{session}").unlink(missing_ok=True)
+
+    def _take(self, name: str, *, shared: bool = False, wait: bool = False) -> Lock:
+        try:
+            return take(self.folder / name, shared=shared, wait=wait)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            msg = f"cannot write {self.folder / name}: {error.strerror}"
+            raise BatchError(msg) from error
+
+
+def _numbered(place: Path) -> set[int]:
+    """Numbers of folders that hold something, whoever made them."""
+    return {
+        int(path.name)
+        for path in place.iterdir()
+        if re.fullmatch(r"\d+", path.name) and path.is_dir() and any(path.iterdir())
+    }
