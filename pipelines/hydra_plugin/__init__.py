@@ -40,7 +40,7 @@ class BatchLauncher(BasicLauncher):
         """Run all jobs; failures are told by the batch, not by Hydra."""
         if not _launch:
             return super().launch(job_overrides, initial_job_idx)
-        assert self.hydra_context is not None
+        assert self.hydra_context is not None and self.config is not None
         compose = self.hydra_context.config_loader.load_sweep_config
         jobs = [
             (initial_job_idx + i, filter_overrides(one), _own(compose(self.config, list(one))))
@@ -55,7 +55,7 @@ class BatchLauncher(BasicLauncher):
 
 def _own(config: DictConfig) -> DictConfig:
     """What is not about Hydra."""
-    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
 @contextmanager
