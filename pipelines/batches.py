@@ -13,8 +13,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from tl import stopping
-from tl.batches import Batch, Job, Outcome, check, leading, read_states
-from tl.config import ConfigError, Interrupted, TrainConfig, validate
+from tl.batches import Batch, Job, Outcome, leading, read_states
+from tl.config import BatchConfig, ConfigError, Interrupted, TlError, TrainConfig, validate
 from tl.pipelines import loading, show_error
 
 Composed = tuple[int, list[str], DictConfig]  # number, overrides and config of a job
@@ -63,7 +63,6 @@ class Command:
         place: Folder of the batch.
         outcome: What became of the jobs.
         refused: Number, overrides and error of jobs whose settings are wrong.
-        engine_failed: What kept the engine from starting workers.
     """
 
     place: Path
@@ -90,33 +89,56 @@ class Command:
                 self.refused[number] = (" ".join(shown), str(error).split("\n")[0])
         rows: list[dict[str, Any]] = []
         if jobs or not self.refused:
-            check(jobs, self.place)
-            batch = Batch(jobs, self.place, jobs[0].config.batch, engine=engine, settings=settings)
-            with _above(self.place, jobs[0].config, varied) as tracked:
-                try:
-                    self.outcome = batch.run(
-                        "tl.pipelines.batches:job", "tl.pipelines.batches:load"
-                    )
-                finally:
-                    rows = _table(self.place, self.refused, tracked)
+            first = jobs[0].config.batch if jobs else BatchConfig()
+            batch = Batch(jobs, self.place, first, engine=engine, settings=settings)
+            try:
+                with _above(self.place, jobs[0].config, varied) as tracked:
+                    try:
+                        self.outcome = batch.run(f"{__name__}:job", f"{__name__}:load")
+                    finally:
+                        rows = _table(self.place, self.refused, tracked)
+                    self._tell()
+            except (JobsError, Interrupted):
+                if self.outcome is None:
+                    raise
         val = {row["job"]: _headline(row) for row in rows}
         return [val.get(number, float("nan")) for number, _, _ in composed]
 
+    def _tell(self) -> None:
+        """Let the run above the jobs end as they did.
+
+        Raises:
+            Interrupted: Some are left.
+            JobsError: Some failed.
+        """
+        if self.outcome and self.outcome.stopped:
+            raise Interrupted
+        if wrong := self._wrong():
+            raise JobsError(f"{len(wrong)} of the jobs failed")
+
+    def _wrong(self) -> dict[int, tuple[str, str]]:
+        """Number -> overrides and error of each job that failed."""
+        found = self.outcome.wrong if self.outcome else []
+        failed = {entry.number: (" ".join(entry.overrides), entry.error) for entry in found}
+        return dict(sorted((self.refused | failed).items()))
+
     def end(self) -> int:
         """Say what went wrong and what is left; returns the exit code."""
-        outcome = self.outcome or Outcome(())
-        wrong = dict(self.refused) | {
-            entry.number: (" ".join(entry.overrides), entry.error) for entry in outcome.wrong
-        }
-        for number, (overrides, error) in sorted(wrong.items()):
+        wrong = self._wrong()
+        for number, (overrides, error) in wrong.items():
             print(f"job {number} failed ({overrides}): {error}", file=sys.stderr)
+        outcome = self.outcome or Outcome(())
         if not outcome.stopped:
             return 1 if wrong else 0
         for entry in outcome.left:
-            begun = "checkpointed" if entry.attempts else "not begun"
+            begun = "is checkpointed" if entry.attempts else "did not begin"
             print(f"job {entry.number} {begun} ({' '.join(entry.overrides)})", file=sys.stderr)
         print(f"{outcome.stopped}; the same command goes on: {self.place}", file=sys.stderr)
         return 130
+
+
+class JobsError(TlError):
+    """Jobs of the batch failed."""
 
 
 def _validated(config: DictConfig) -> TrainConfig:

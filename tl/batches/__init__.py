@@ -5,9 +5,9 @@ Torch-free: what jobs need is imported by the workers only.
 
 from __future__ import annotations
 
-from tl.batches.calls import BASIC, Batch, Outcome, check, leading, read_states
+from tl.batches.calls import BASIC, Batch, Outcome, leading, read_states
 from tl.batches.errors import BatchError, EngineError
-from tl.batches.ledger import Job
+from tl.batches.jobs import Job
 
 __all__ = [
     "BASIC",

@@ -16,7 +16,7 @@ from typing import Any
 from tl.batches.driving import Call, View
 from tl.batches.engines import make_engine
 from tl.batches.errors import BatchError
-from tl.batches.ledger import (
+from tl.batches.jobs import (
     DONE,
     FAILED,
     INTERRUPTED,
@@ -27,9 +27,9 @@ from tl.batches.ledger import (
     WRONG,
     Entry,
     Job,
-    Ledger,
     Rules,
 )
+from tl.batches.ledger import Ledger
 from tl.batches.resources import slots
 from tl.batches.showing import watching
 from tl.batches.worker import Task

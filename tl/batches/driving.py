@@ -10,7 +10,8 @@ from typing import Any
 
 from tl.batches.engines import Engine
 from tl.batches.errors import EngineError
-from tl.batches.ledger import DONE, LOST, RUNNING, Entry, Ledger
+from tl.batches.jobs import DONE, LOST, RUNNING, Entry
+from tl.batches.ledger import Ledger
 from tl.batches.worker import Task, run_job
 from tl.config import Interrupted
 
@@ -115,7 +116,7 @@ class Call:
                 continue
             state = self.ledger.state(entry)
             if state == LOST and entry.state == RUNNING:
-                entry = self._settled(entry)
+                entry = self._settled(entry, crew.why(key) if crew is not None else "")
                 state = self.ledger.state(entry)
             lost = state == LOST and entry.state == RUNNING  # a moment ago
             to_run = self.task.rules.may_run(entry, state)
@@ -123,14 +124,14 @@ class Call:
             views.append(View(entry, state, queued, to_run or lost or state == RUNNING))
         return sorted(views, key=lambda view: view.entry.number)
 
-    def _settled(self, entry: Entry) -> Entry:
-        """Write down a loss that no worker has written down."""
+    def _settled(self, entry: Entry, why: str) -> Entry:
+        """Write down a loss that no worker has written down, and what the engine knows of it."""
         since = self._lost_since.setdefault(entry.key, time.monotonic())
         if time.monotonic() - since < LOST_SECONDS:
             return entry
         del self._lost_since[entry.key]
         last = entry.attempts[-1]
-        reason = f"its process {last.pid} on {last.host} is gone"
+        reason = why or f"its process {last.pid} on {last.host} is gone"
         pause = self.task.rules.pause(1 + self.task.rules.failures(entry))
         return self.ledger.settle(entry.key, reason, pause) or entry
 
@@ -183,6 +184,7 @@ class _Crew:
         self.alive: list[tuple[Any, str | None]] = []  # handle, key of its one job
         self._tries: dict[str | None, int] = {}  # key -> attempts when its worker was started
         self._idle: dict[str | None, int] = {}
+        self._ended: dict[str | None, Any] = {}  # key -> handle of its last worker that ended
         self._begun = -1
 
     def look(self) -> None:
@@ -191,7 +193,12 @@ class _Crew:
             if not self.engine.alive(handle):
                 self.alive.remove((handle, key))
                 self._idle[key] = self._idle.get(key, 0) + 1
-                self._last = handle
+                self._ended[key] = handle
+
+    def why(self, key: str) -> str:
+        """Why the worker of a job ended, or was interrupted; empty where that is not known."""
+        handle = next((h for h, of in self.alive if of == key), self._ended.get(key))
+        return "" if handle is None else self.engine.why(handle)
 
     def queued(self, key: str) -> bool:
         """Whether the worker of a job waits in a queue."""
@@ -232,7 +239,7 @@ class _Crew:
         """Give up where workers end and no job begins."""
         if self._idle.get(key, 0) < IDLE_DEATHS:
             return
-        said = self.engine.said(self._last)
+        said = self.engine.said(self._ended[key])
         msg = f"{IDLE_DEATHS} workers ended without beginning a job" + (
             f":\n{said}" if said else ""
         )

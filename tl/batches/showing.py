@@ -12,7 +12,8 @@ from rich.live import Live
 from rich.table import Table
 
 from tl.batches.driving import View
-from tl.batches.ledger import DONE, INTERRUPTED, RUNNING, WAITING, WRONG, Ledger
+from tl.batches.jobs import DONE, INTERRUPTED, RUNNING, WAITING, WRONG
+from tl.batches.ledger import Ledger
 from tl.display import console, say
 from tl.display.tables import new_table
 from tl.sections import duration

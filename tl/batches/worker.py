@@ -19,17 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tl.batches.ledger import (
-    BEAT_SECONDS,
-    DONE,
-    FAILED,
-    INTERRUPTED,
-    LOST,
-    REFUSED,
-    Entry,
-    Ledger,
-    Rules,
-)
+from tl.batches.jobs import DONE, FAILED, INTERRUPTED, LOST, REFUSED, Entry, Rules
+from tl.batches.ledger import BEAT_SECONDS, Ledger
 from tl.batches.resources import Slots, take_slot
 from tl.locks import Lock
 

@@ -40,6 +40,9 @@ class Engine(Protocol):
     def said(self, handle: Any) -> str:
         """What a worker that ended printed last, for people; empty where that is not known."""
 
+    def why(self, handle: Any) -> str:
+        """Why a worker was ended from outside, in one line; empty where that is not known."""
+
     def kill(self, handle: Any) -> None:
         """Ask a worker to end, or take it out of the queue."""
 

@@ -50,6 +50,10 @@ class LocalEngine:
         text = handle.stderr() or handle.stdout() or ""
         return "\n".join(text.strip().splitlines()[-LINES:])
 
+    def why(self, handle: Any) -> str:  # noqa: ARG002 - as the protocol has it
+        """Nobody knows."""
+        return ""
+
     def kill(self, handle: Any) -> None:
         """Ask it to end: submitit's process hands the signal on."""
         with suppress(ProcessLookupError):

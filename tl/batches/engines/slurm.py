@@ -13,9 +13,11 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from tl.batches.engines import slurm_site as site
 from tl.batches.errors import EngineError
-from tl.batches.ledger import LEDGER, Entry, Ledger
+from tl.batches.jobs import Entry
+from tl.batches.ledger import LEDGER, Ledger
 from tl.batches.worker import Task, work
-from tl.config.slurm import SlurmConfig, slurm_config
+from tl.config.launchers import launcher_config
+from tl.config.slurm import SlurmConfig
 
 FOLDER = "slurm"
 LINES = 3
@@ -68,7 +70,7 @@ class SlurmEngine:
     per_job = True
 
     def __init__(self, place: Path, **settings: Any) -> None:
-        self.asked = slurm_config(settings)
+        self.asked = launcher_config(SlurmConfig, settings)
         self.partitions = site.chosen(self.asked, site.partitions())
         self.place = place.absolute()
         self.name = "tl-" + re.sub(r"[^\w.-]", "_", self.place.name)

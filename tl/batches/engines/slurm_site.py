@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tl.batches.errors import BatchError, EngineError
-from tl.config.slurm import PREFIX, SlurmConfig
+from tl.config.launchers import PREFIX
+from tl.config.slurm import SlurmConfig
 
 PROGRAMS = ("sbatch", "squeue", "sinfo", "scancel", "srun")
 ANSWER_SECONDS = 20.0  # Slurm's commands give up after 9 s, where the site did not change that
