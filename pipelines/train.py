@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 
 from tl.config import TrainConfig, to_yaml
-from tl.pipelines import loading, run
-from tl.pipelines.folds import over_folds
+from tl.pipelines import folds, loading, run, together
 from tl.runs import TrainResult, open_run
 
 
-@over_folds
+@together.together
+@folds.over_folds
 def train(config: TrainConfig) -> TrainResult:
     """Do the main job, as `tl.compose` configures it: read, decide, transfer, judge, export, log.
 

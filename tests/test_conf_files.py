@@ -8,6 +8,7 @@ import pytest
 
 from tl.config import PIPELINES, compose
 from tl.training.lightning import build, callbacks_of, loggers
+from tl.training.processes import for_processes
 
 CONF = Path(__file__).parents[1] / "conf"
 NEEDED = {
@@ -59,7 +60,7 @@ def test_options_compose_and_build(group, option, tmp_path):
 
             if not torch.cuda.is_available():
                 pytest.skip("trainer=gpu composes; building it needs a GPU")
-        build({**config.trainer, "logger": False}, "trainer")
+        build({**for_processes(config.trainer), "logger": False}, "trainer")
     built = [*callbacks_of(config.callbacks), *loggers(config.logger, tmp_path)]
     wanted = [*config.callbacks.values(), *config.logger.values()]
     assert [type(b).__name__ for b in built] == [w["_target_"].split(".")[-1] for w in wanted]

@@ -10,7 +10,8 @@ import os
 import sys
 from pathlib import Path
 
-from tl.config import Task, compose
+from tl import ranks
+from tl.config import Task, TrainConfig, compose
 from tl.data import ImageDataModule
 from tl.finetuning import build_plan
 from tl.models import build_model
@@ -31,6 +32,12 @@ def main(task: Task, cache: str, folder: Path) -> None:
     trainer = {**config.trainer, "accelerator": "cpu", "devices": processes, "strategy": "auto"}
     if processes > 1:
         trainer["strategy"] = "ddp"
+    with ranks.joined():
+        train(trainer, config, task, folder, rank)
+    ranks.leave()
+
+
+def train(trainer: dict, config: TrainConfig, task: Task, folder: Path, rank: int) -> None:
     prepare(trainer, config.seed)
     table = tinted(folder / f"images{rank}", task)
     built = build_model(config.model, table.classes)

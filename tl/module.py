@@ -130,23 +130,44 @@ class TransferModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed this step."""
-        key = f"{self.seed} {self.phase.name} {self.current_epoch} {batch_idx}".encode()
-        torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) >> 1)
+        key = f"{self.seed} {self.phase.name} {self.current_epoch} {batch_idx}"
+        if rank := self.global_rank:  # its images have dropout and mixing of their own
+            key += f" {rank}"
+        digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+        torch.manual_seed(int.from_bytes(digest) >> 1)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Mean loss of a batch."""
+        """Mean loss of a batch; the mean over the processes is that over all images of the step."""
         size = len(batch["label"])
         if not self.automatic_optimization:
             loss = self._train_head(batch)
         else:
-            targets, weights = self.objective.encode(batch["label"]), batch.get("weight")
-            if self.mix is not None:
-                images, targets, weights = self._mixed(batch["image"], targets, weights)
-                batch = {"image": images}
-            loss = self.objective(self(batch), targets, weights, self.phase.label_smoothing)
+            processes, own = self._processes, size
+            if processes > 1:
+                sampler = self.trainer.train_dataloader.sampler  # type: ignore[union-attr]
+                own, size = sampler.share(batch_idx), sampler.whole(batch_idx)
+            loss = self._loss(batch, own) * (processes * own / size)
         self._finite &= torch.isfinite(loss.detach())  # no synchronisation with a GPU here
-        self.log("train/loss_step", loss, on_step=True, on_epoch=False, batch_size=size)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        known: dict[str, Any] = {"batch_size": size, "sync_dist": True}
+        self.log("train/loss_step", loss, on_step=True, on_epoch=False, **known)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, **known)
+        return loss
+
+    @property
+    def _processes(self) -> int:
+        return self.trainer.world_size if self._trainer else 1
+
+    def _loss(self, batch: dict[str, Any], own: int) -> Tensor:
+        """Mean loss of the first images of a batch; the rest stands in for images of others."""
+        targets, weights = self.objective.encode(batch["label"][:own]), batch.get("weight")
+        weights = None if weights is None else weights[:own]
+        if self.mix is not None and own:
+            images, targets, weights = self._mixed(batch["image"][:own], targets, weights)
+            batch = {"image": torch.cat([images, batch["image"][own:]])}
+        outputs = self(batch)
+        loss: Tensor = outputs.sum() * 0.0  # of a process that takes part with nothing of its own
+        if own:
+            loss = self.objective(outputs[:own], targets, weights, self.phase.label_smoothing)
         return loss
 
     def _mixed(

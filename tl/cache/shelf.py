@@ -193,6 +193,35 @@ class Shelf:
                 self._remove_damaged()  # what `present` found meanwhile
             lock.release()
 
+    @contextmanager
+    def writing_beside(self) -> Iterator[Writer]:
+        """Fill the shelf beside a process of the same job that is within `writing` all the while.
+
+        The two must not write the same images; `refresh` shows each what the other wrote.
+
+        Raises:
+            CacheError: As `writing`.
+        """
+        try:
+            self._open(make=True)
+        except OSError as error:
+            raise write_error(self.path.parent, error) from error
+        self._read()
+        writer = Writer(self, self._segment_bytes)
+        try:
+            yield writer
+        except BaseException:
+            with contextlib.suppress(CacheError):
+                writer.flush()
+            raise
+        writer.flush()
+
+    def refresh(self) -> None:
+        """See what other processes have written since."""
+        with contextlib.suppress(OSError):
+            self._open(make=False)
+        self._read()
+
     def make_room(self, coming: int) -> None:
         """Hold the size limit, with all that is written and `coming` bytes beside it."""
         self._room(self.path, coming)

@@ -57,7 +57,13 @@ class BlockSampler(EpochSampler):
         mixed = np.lexsort((random.random(self.images), turn[order] // self.window))
         return epoch, torch.from_numpy(order[mixed])
 
-    def _share(self, padded: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _share(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
         """A piece in one stretch: other processes read other blocks."""
-        size = len(padded) // self.num_replicas
-        return padded[self.rank * size : (self.rank + 1) * size]
+        full = len(order) // self.step
+        sizes = [
+            full * len(range(rank, self.step, self.num_replicas))
+            + len(range(rank, self.last, self.num_replicas))
+            for rank in range(self.num_replicas)
+        ]
+        start = sum(sizes[: self.rank])
+        return order[start : start + sizes[self.rank]]

@@ -163,36 +163,39 @@ class ImageDataModule(pl.LightningDataModule):
 
         A last batch of one image is dropped: BatchNorm has no variance of it.
         """
-        return self._loader("train", augment=True, shuffle=True, shared=True)
+        return self._loader("train", augment=True, shuffle=True)
 
     def val_dataloader(self) -> ImageLoader:
         """Images of val in the order of the table."""
-        return self._loader("val", augment=False, shuffle=False, shared=True)
+        return self._loader("val", augment=False, shuffle=False)
 
     def test_dataloader(self) -> ImageLoader:
         """Images of test in the order of the table."""
-        return self._loader("test", augment=False, shuffle=False, shared=True)
+        return self._loader("test", augment=False, shuffle=False)
 
     def predict_dataloader(self) -> ImageLoader:
         """All images in the order of the table."""
-        return self._loader("all", augment=False, shuffle=False, shared=True)
+        return self._loader("all", augment=False, shuffle=False)
 
-    def loader(self, split: str, augment: bool = False) -> ImageLoader:
+    def loader(
+        self, split: str, augment: bool = False, part: tuple[int, int] = (0, 1)
+    ) -> ImageLoader:
         """Images of a split in the order of the table, none left out.
-
-        Each process of a distributed job reads all of them, while those that a trainer asks for
-        are shared out.
 
         Args:
             split: `train`, `val`, `test` or `all`.
             augment: Change them as in epoch 0 of training.
+            part: Which one (from 0) of how many parts; the last images of a part may stand in for
+                those that it lacks, as its sampler says (`EpochSampler.own`).
         """
-        return self._loader(split, augment=augment, shuffle=False, shared=False)
+        return self._loader(split, augment=augment, shuffle=False, part=part)
 
-    def _loader(self, split: str, *, augment: bool, shuffle: bool, shared: bool) -> ImageLoader:
+    def _loader(
+        self, split: str, *, augment: bool, shuffle: bool, part: tuple[int, int] | None = None
+    ) -> ImageLoader:
         dataset = self.dataset(split, augment=augment)
-        devices, rank = 1, 0
-        if shared and self.trainer:
+        rank, devices = part or (0, 1)
+        if part is None and self.trainer:
             devices = self.trainer.world_size
             rank = self.trainer.global_rank if devices > 1 else 0
         sampler = sampler_of(
@@ -201,10 +204,12 @@ class ImageDataModule(pl.LightningDataModule):
             shuffle=shuffle,
             epoch_offset=self.epoch_offset if shuffle else 0,
             weights=self.draws if shuffle else None,
+            batch_size=self.batch_size,
+            drop_last=shuffle,
             num_replicas=devices,
             rank=rank,
         )
-        batch_size = max(1, self.batch_size // devices)
+        batch_size = sampler.batch_size
         workers = self.num_workers
         if workers is None:
             image_bytes = 4 * int(np.prod(self.preprocessing.input_size))
@@ -213,7 +218,6 @@ class ImageDataModule(pl.LightningDataModule):
             dataset,
             batch_size=batch_size,
             sampler=sampler,
-            drop_last=shuffle and len(sampler) > batch_size and len(sampler) % batch_size == 1,
             persistent_workers=workers > 0,
             **loader_settings(workers),
         )

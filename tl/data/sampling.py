@@ -35,12 +35,16 @@ def drawing_from(seed: int) -> Iterator[None]:
 class EpochSampler(DistributedSampler[tuple[int, int]]):
     """Yields (epoch, index); the order is a pure function of (seed, epoch).
 
-    A `DistributedSampler`, so that Lightning keeps it under DDP: each process takes every n-th
-    image, and the last ones are repeated until all have the same number (`index` tells which).
+    A `DistributedSampler`, so that Lightning keeps it under DDP. The order is cut into steps of
+    `batch_size` images, and each process takes every n-th image of a step: together they read in a
+    step what a single process would. Where the last step has no image for a process, it reads some
+    again, so that all take part (`own` tells how many are not read again).
 
     Args:
         images: How many there are.
         seed: Of the order.
+        batch_size: Images of a step, over all processes; default: one for each.
+        drop_last: Leave out a last step of a single image, if it is not the only one.
         shuffle: False keeps the order of the table.
         epoch_offset: Added to the epoch that Lightning sets.
         weights: How often each image is drawn, against the others: an epoch still has as many
@@ -60,6 +64,8 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         shuffle: bool,
         epoch_offset: int = 0,
         weights: NDArray[Any] | None = None,
+        batch_size: int | None = None,
+        drop_last: bool = False,
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
@@ -71,18 +77,48 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
             seed=seed,
         )
         self.images = images
+        self.step = batch_size or num_replicas
+        self.last = images % self.step  # images of a step that is not full
+        if drop_last and self.last == 1 and images > self.step:
+            self.last, self.images_read = 0, images - 1
+        else:
+            self.images_read = images
+        # A BatchNorm has no variance of one image.
+        least = min(2, self.batch_size) if self.last and num_replicas > 1 else 0
+        self.repeated = max(least - self._of(self.last), 0)
+        self.num_samples = self.own + self.repeated
+        self.total_size = self.num_samples * num_replicas
         self.epoch_offset = epoch_offset
         self.weights = _weights(weights, images) if shuffle else None
         self.skip = 0  # images of the next epoch that were read before an interruption
 
-    def _share(self, padded: NDArray[np.int64]) -> NDArray[np.int64]:
-        """What this process reads of an epoch."""
-        return padded[self.rank :: self.num_replicas]
+    def _of(self, images: int) -> int:
+        """How many of the images of a step this process takes."""
+        return len(range(self.rank, images, self.num_replicas))
+
+    def share(self, number: int) -> int:
+        """Images of step `number` that this process takes, those that it repeats not counted."""
+        return self._of(self.whole(number))
+
+    def whole(self, number: int) -> int:
+        """Images of step `number` over all processes."""
+        return min(self.step, self.images_read - number * self.step)
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a full step that this process takes."""
+        return self._of(self.step)
 
     @property
     def own(self) -> int:
         """How many images of an epoch this process reads first: what comes after them repeats."""
-        return int((self._share(np.arange(self.total_size)) < self.images).sum())
+        return self.images_read // self.step * self._of(self.step) + self._of(self.last)
+
+    def _share(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What this process reads of an epoch, nothing twice."""
+        full = len(order) - len(order) % self.step
+        steps = order[:full].reshape(-1, self.step)[:, self.rank :: self.num_replicas]
+        return np.concatenate([steps.reshape(-1), order[full:][self.rank :: self.num_replicas]])
 
     def order(self) -> tuple[int, torch.Tensor]:
         """The epoch as it is counted over all phases, and the images in it, one after the other."""
@@ -99,8 +135,10 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch, order = self.order()
-        padded = np.resize(order.numpy(), self.total_size)  # repeats from the start
-        mine = self._share(padded)[self.skip :]
+        whole = order.numpy()
+        first = max(self.rank - self.last, 0)  # not the same for all
+        again = np.resize(np.roll(whole, -first), self.repeated)
+        mine = np.concatenate([self._share(whole[: self.images_read]), again])[self.skip :]
         self.skip = 0
         for start in range(0, len(mine), CHUNK):
             for index in mine[start : start + CHUNK].tolist():

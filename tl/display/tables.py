@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tl import ranks
+
 LOG_WIDTH = 100  # characters of a line where there is no terminal
 NOTHING = "–"
 
@@ -24,7 +26,10 @@ def _console(*, stderr: bool = False) -> Console:
         # A class name must not break a job only because the log is in another encoding.
         stream.reconfigure(errors="replace")
     width = None if stream is not None and stream.isatty() else LOG_WIDTH
-    return Console(width=width, stderr=stderr, highlight=False, markup=False, emoji=False)
+    quiet = ranks.place().rank > 0  # of several processes of a job the first one speaks
+    return Console(
+        width=width, stderr=stderr, highlight=False, markup=False, emoji=False, quiet=quiet
+    )
 
 
 console = _console()
@@ -140,6 +145,8 @@ def width_of(table: Table) -> int:
 
 def print_titled(title: str, table: Table) -> None:
     """A log has no right edge: a table that is wider than usual is not squeezed there."""
+    if console.quiet:
+        return
     console.print(Text(clean(title), style="bold"), soft_wrap=True)
     if console.is_terminal:
         console.print(table)

@@ -19,6 +19,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
+from tl import ranks
 from tl.bundle import Preprocessing
 from tl.config import ConfigError, HeadKind, ModelConfig
 from tl.models.stage_head import StageClassifier
@@ -94,6 +95,7 @@ class BuiltModel:
     file: Path | None = None
 
 
+@ranks.in_turn
 def build_model(
     config: ModelConfig,
     classes: Sequence[str] | int,

@@ -8,6 +8,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+from tl import ranks
 from tl.advice.sections import METHODS
 from tl.config import BadImages, TlError
 from tl.data import ImageTable, read_table
@@ -54,6 +55,7 @@ def write(path: Path, table: ImageTable | None = None) -> Path:
     return RunFolder(path).write_text(NAME, page(path, table))
 
 
+@ranks.on_first
 def attach(path: Path, table: ImageTable | None = None) -> list[Path]:
     """As `write`, at the end of a job: it never fails one that is done, and is a warning instead.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tl import ranks
 from tl.config import AuditConfig, AuditMode, BadImages, DataConfig, FinetuneConfig, TrainConfig
 
 if TYPE_CHECKING:  # so that `tl audit` loads torch only where a network is asked for
@@ -18,6 +19,7 @@ Progress = Callable[[int, int], None]
 NO_NETWORK = "none"
 
 
+@ranks.on_first
 def audited(config: TrainConfig, progress: Progress) -> tuple[ImageTable, AuditReport | None]:
     """Read the images of a job and look for what is wrong with them.
 

@@ -9,6 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tl import ranks
 from tl.config import Task, TrainConfig
 
 SUFFIXES = {"jpeg": "jpg", "tiff": "tif"}
@@ -148,6 +149,7 @@ def job_tags(config: TrainConfig, built: BuiltModel, plan: Plan) -> dict[str, st
     }
 
 
+@ranks.on_first
 def write_results(
     folder: RunFolder,
     fit: FitResult,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tl import ranks
 from tl.config import AdviseConfig, ConfigError, FinetuneConfig, HeadKind, TrainConfig
 from tl.decision.evidence import Evidence
 from tl.runs.contents import job_tags
@@ -79,6 +80,7 @@ class Advice:
         )
         return replace(self, decision=swapped)
 
+    @ranks.on_first
     def write(self, folder: RunFolder, title: str) -> None:
         """Write `evidence.json`, `decision.json` and, for people, `advice.html`.
 
@@ -170,7 +172,8 @@ def decide_or_keep(
     if config.finetune.method != AUTO:
         return config, fitting(built, config, table), None
     asked = config
-    advice = Advice.read(folder.path) if folder.resumed else measured(asked, table, built)
+    read = ranks.on_first(Advice.read)
+    advice = read(folder.path) if folder.resumed else measured(asked, table, built)
     config = advice.config(asked)
     try:
         return config, fitting(built, config, table), advice

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tl import ranks
 from tl.config import NO_YAML, ConfigError, Task, TlError, TrainConfig, to_yaml, validate
 from tl.files import replacing
 from tl.runs.contents import golden_images
@@ -188,6 +189,7 @@ def data_name(config: TrainConfig) -> str:
     return Path(config.data.root).resolve().name or "data"
 
 
+@ranks.on_first
 def write_model(folder: RunFolder, table: ImageTable, built: BuiltModel, plan: Plan) -> None:
     """Write the plan, and what export needs to know of the model."""
     folder.write_json("plan.json", plan.to_dict())

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from tl import ranks
 from tl.config import TrainConfig
+from tl.runs.again import note_job
 from tl.runs.contents import where
 from tl.runs.folder import CONFIG, RunFolder, TrainResult, read_config
 
@@ -44,6 +46,7 @@ class Fold:
     result: TrainResult | None = None
 
 
+@ranks.on_first
 def create_folds(folder: RunFolder, config: TrainConfig) -> None:
     """Make the folder of a new cross-validation.
 
@@ -52,6 +55,7 @@ def create_folds(folder: RunFolder, config: TrainConfig) -> None:
     """
     folder.make()
     if not folder.resumed:
+        note_job(folder)
         folder.write_config(config)
 
 
@@ -113,6 +117,7 @@ def each_fold(folder: RunFolder, config: TrainConfig) -> Iterator[Fold]:
         yield Fold(number, job, _result(RunFolder(path), done) if done else None)
 
 
+@ranks.on_first
 def note_fold(folder: RunFolder, fold: Fold, result: TrainResult) -> None:
     """Remember that a fold is done, for a cross-validation that is resumed."""
     runs = _known(folder)
@@ -156,6 +161,7 @@ class FoldsSummary:
     runs: list[dict[str, Any]]
 
 
+@ranks.on_first
 def sum_up(folder: RunFolder, config: TrainConfig, results: Sequence[TrainResult]) -> FoldsSummary:
     """Write `folds.json`, `metrics.json` and the predictions of all images, each by its fold.
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tl import ranks
 from tl.runs.folder import CONFIG
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+@ranks.on_first
 def note_test(table: ImageTable, cache_dir: Path, model: Path) -> dict[str, str]:
     """Remember that a model was judged on test, and say which others were before.
 

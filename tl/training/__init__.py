@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import (
 )
 from pytorch_lightning.loggers import Logger
 
-from tl import display
+from tl import display, ranks
 from tl.config import ActivationsConfig, Imbalance, Select
 from tl.data.datamodule import ImageDataModule
 from tl.finetuning import Phase, Plan, audit, check_norms, stage_hashes, stage_rows, state_names
@@ -148,7 +148,7 @@ def run_plan(
         check_norms(built.model, built.stages, phase)
     adapted = {phase.name: attention_layers(built, phase) for phase in plan.phases}
     folder.mkdir(parents=True, exist_ok=True)
-    done, rows = read_progress(folder)
+    done, rows = ranks.on_first(read_progress)(folder)
     load_kept(built.model, folder, done)
     facts = loss_facts(objective, data.table)
     display.facts("loss", facts)
@@ -186,11 +186,11 @@ def run_plan(
             raise
         done.append(result)
         rows += history
-        write_progress(folder, done, rows)
+        ranks.on_first(write_progress)(folder, done, rows)
         if result.kept:
             predictor = Predictor(built.model, data, objective, fit.device, activations, fit.cached)
     built.model.eval()
-    save_weights(built.model, folder)
+    ranks.on_first(save_weights)(built.model, folder)
     return FitResult(tuple(done), pd.DataFrame(rows), predictor)
 
 
@@ -275,9 +275,9 @@ class _Fit:
             found = select_features(model, self.data, self.cached, self.device, self.folder.parent)
             display.facts("features that the head reads", found.facts())
             log_facts({"features": found.facts()}, f"{name}-features")
-        resume = checkpoints.last if checkpoints.last.is_file() else None
+        resume = checkpoints.last if ranks.agree(checkpoints.last.is_file()) else None
         quiet_fit(trainer, self.module, self.cached or self.data, resume)
-        model.load_state_dict(checkpoints.best, strict=False)
+        model.load_state_dict(ranks.agree(checkpoints.best), strict=False)
         moved = audit(before, stage_hashes(model, stages, phase), phase, stages)
         for row, facts in zip(rows, moved, strict=True):
             row |= facts
@@ -305,13 +305,11 @@ class _Fit:
 
     def _prepare(self, trainer: pl.Trainer) -> Prepared:
         """Decide what the phase reads, or do as before an interruption."""
-        decided = read_decision(self.folder)
+        decided = ranks.on_first(read_decision)(self.folder)
         prepared = self.activations.prepare(self.phase, self.device, as_before=decided)
-        write_decision(self.folder, cached=prepared.data is not None)
+        ranks.on_first(write_decision)(self.folder, cached=prepared.data is not None)
         self.cached = prepared.data
         if self.cached is not None:
-            if trainer.world_size > 1:
-                self.cached.one_step_a_batch()
             steps = self.cached.steps_per_epoch * self.phase.epochs
             reading = self.cached.reading
             self.module.read_values(reading.split, head_steps=steps, batch_size=reading.step_rows)

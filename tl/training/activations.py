@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from tl import display
-from tl.cache import ActivationCache, CacheError, Field, Rows, Shelf, free_bytes
+from tl import display, ranks
+from tl.cache import ActivationCache, CacheError, Field, free_bytes
 from tl.config import ActivationsConfig, CacheMode, HeadKind, Trains
 from tl.cores import usable_cores
 from tl.data.datamodule import ImageDataModule
 from tl.data.loading import FEW_IMAGES
-from tl.data.views import CLEAN, ViewDataset, is_random, view_key, view_loader
+from tl.data.views import CLEAN, ViewDataset, is_random, view_key
 from tl.engine import Engine, choose_engine, workers_and_threads
 from tl.finetuning import Phase
 from tl.graph import Split, SplitError, prove
@@ -30,18 +25,16 @@ from tl.graph.stage_head import cut_model
 from tl.models import BuiltModel
 from tl.training.cached import CachedDataModule, Clean, Reading, pooled_name, value_name
 from tl.training.costs import Decision, decide, human_seconds, worth_finding
+from tl.training.filling import EngineFor, Images, Store
 from tl.training.probing import Probe, Stored, harmless
 from tl.training.proofs import Proofs
 
-BATCH_VIEWS = 32
 LINEAR = HeadKind.linear.value
 # By measurement (docs/cache.md): a linear head gains next to nothing from a second view, but stages
 # that saw one view only were less accurate than with new changes in each epoch.
 HEAD_VIEWS, VIEWS = 1, 4
 FIRST = 8  # views that the engines are compared on
 LONG_SECONDS = 30.0
-
-_EngineFor = Callable[[ViewDataset, int], tuple[Engine, int]]
 
 
 @dataclass(frozen=True)
@@ -82,7 +75,7 @@ class Activations:
             config.path() / "activations", limit_bytes=int(config.max_gb * 1e9)
         )
         self.proofs = Proofs(config.path() / "proofs.json")
-        self._stores: list[_Store] = []
+        self._stores: list[Store] = []
 
     def close(self) -> None:
         """Let others evict what was read."""
@@ -118,7 +111,9 @@ class Activations:
         """
         store = next(s for s in self._stores if s.cut is cached.reading.split)
         store.fill(self._images([name], views=1), self._engine(store.cut, device))
-        cached.reading.rows[name] = store.rows(self.data, name, views=1)
+        cached.reading.rows[name] = ranks.alike(
+            lambda: store.rows(self.data, name, views=1), CacheError
+        )
 
     def clean(self, phase: Phase, device: torch.device, rows: pd.DataFrame, more: int = 0) -> Clean:
         """Clean values and pooled stages of some images; what is missing is computed now.
@@ -137,12 +132,12 @@ class Activations:
         cut, stored = self._cut(phase, probe)
         store = self._store(cut, stored.dtypes, views=1)
         wanted = np.ones((len(rows), 1), bool)
-        images = _Images(rows["sha256"].to_numpy(), rows, wanted)
+        images = Images(rows["sha256"].to_numpy(), rows, wanted)
         number = int(store.missing(images).sum()) + more
         dataset = store.dataset(images.rows, images.digests, [CLEAN])
         engine, workers = self._engine(cut, device)(dataset, number)
         store.fill(images, lambda _dataset, _number: (engine, workers))
-        kept = store.shelves[CLEAN].rows(images.digests.tolist())
+        kept = ranks.alike(lambda: store.shelves[CLEAN].rows(images.digests.tolist()), CacheError)
         return Clean(cut, kept, engine)
 
     def _excluded(self, phase: Phase) -> str:
@@ -160,41 +155,54 @@ class Activations:
         # A head on all stages reads the whole of train once in any case, to select its features.
         forced = forced or self.config.mode is CacheMode.on or self.built.head != LINEAR
         probe = Probe(self.built.model, self.data, device)
-        known = forced or self.proofs.know(self.built, phase)
-        if not known and not worth_finding(probe.least_seconds * phase.epochs):
-            text = human_seconds(probe.least_seconds * phase.epochs)
-            return Prepared.off(f"{phase.epochs} epochs of the whole model take only {text}")
+        if text := ranks.on_first(self._too_short)(phase, probe, forced):
+            return Prepared.off(text)
         cut, stored = self._cut(phase, probe)
         views = 1 + self._augmented_views(cut)
         store = self._store(cut, stored.dtypes, views)
         images = self._images(("train", "val"), views)
         if store.missing(self._images(("train", "val", "test"), views)).any():
             _ = cut.prefix  # later on the model may be in other modes
-        if missing := int(store.missing(images).sum()):
-            costs = probe.costs(
-                phase,
-                cut,
-                views=views,
-                missing=missing,
-                bytes_per_view=store.bytes_per_view,
-                limit=self.cache.limit_bytes,
-                disk_free=free_bytes(self.cache.folder),
-            )
-            decision = decide(costs, forced=forced)
-        else:
-            decision = Decision(True, "all of it is there")
+        missing = max(ranks.gather(int(store.missing(images).sum())))
+        decision = ranks.on_first(self._decision)(phase, probe, store, views, missing, forced)
         if not decision.use:
             return Prepared.off(decision.reason)
         facts = {"why": decision.reason, "kept": _kept_text(cut, stored, store)}
         facts |= store.fill(images, self._engine(cut, device))
-        rows = {
-            "train": store.rows(self.data, "train", views),
-            "val": store.rows(self.data, "val", views=1),
-        }
+        kept = {"train": views, "val": 1}
+        rows = ranks.alike(
+            lambda: {name: store.rows(self.data, name, n) for name, n in kept.items()}, CacheError
+        )
         whole_epochs = cut.linear is not None and phase.precision == "32-true"
         step = self.data.batch_size * phase.accumulate if whole_epochs else 0
         reading = Reading(cut, rows, step)
         return Prepared(CachedDataModule(self.data, reading), facts)
+
+    def _too_short(self, phase: Phase, probe: Probe, forced: bool) -> str:
+        """Why nothing can be gained; empty where it may."""
+        if forced or self.proofs.know(self.built, phase):
+            return ""
+        seconds = probe.least_seconds * phase.epochs
+        if worth_finding(seconds):
+            return ""
+        return f"{phase.epochs} epochs of the whole model take only {human_seconds(seconds)}"
+
+    def _decision(
+        self, phase: Phase, probe: Probe, store: Store, views: int, missing: int, forced: bool
+    ) -> Decision:
+        """Whether the phase reads the cache, which lacks so many views."""
+        if not missing:
+            return Decision(True, "all of it is there")
+        costs = probe.costs(
+            phase,
+            store.cut,
+            views=views,
+            missing=missing,
+            bytes_per_view=store.bytes_per_view,
+            limit=self.cache.limit_bytes,
+            disk_free=free_bytes(self.cache.folder),
+        )
+        return decide(costs, forced=forced)
 
     def _augmented_views(self, cut: Split) -> int:
         if not is_random(self.data.augment) or self.built.head != LINEAR:
@@ -205,13 +213,19 @@ class Activations:
 
     def _cut(self, phase: Phase, probe: Probe) -> tuple[Split, Stored]:
         make = partial(cut_model, self.built, probe.noise)
-        return self.proofs.cut(self.built, phase, make, lambda cut: self._prove(cut, probe))
+
+        @ranks.in_turn
+        def proven() -> tuple[Split, Stored]:
+            return self.proofs.cut(self.built, phase, make, lambda cut: self._prove(cut, probe))
+
+        cut, stored = ranks.alike(proven, SplitError)
+        return cut, ranks.agree(stored)
 
     def _prove(self, cut: Split, probe: Probe) -> Stored:
         proof = prove(cut, self.built.model, probe.images())
         return harmless(cut, self.built.model, proof.values)
 
-    def _store(self, cut: Split, dtypes: Sequence[str], views: int) -> _Store:
+    def _store(self, cut: Split, dtypes: Sequence[str], views: int) -> Store:
         values = [
             Field(value_name(i), shape, dtype)
             for i, (shape, dtype) in enumerate(zip(cut.shapes, dtypes, strict=True))
@@ -232,11 +246,11 @@ class Activations:
             }
             fields = [*values, *pooled] if view == CLEAN else values
             shelves.append(self.cache.shelf(key, fields))
-        store = _Store(cut, shelves, self.data)
+        store = Store(cut, shelves, self.data)
         self._stores.append(store)
         return store
 
-    def _images(self, splits: Sequence[str], views: int) -> _Images:
+    def _images(self, splits: Sequence[str], views: int) -> Images:
         """Each image content of some splits once; train is read in all views, the rest clean."""
         table = self.data.table
         rows = pd.concat([table.split(name) for name in splits], ignore_index=True)
@@ -244,9 +258,9 @@ class Activations:
         rows = rows.drop_duplicates("sha256")
         wanted = np.ones((len(rows), views), bool)
         wanted[:, CLEAN + 1 :] = rows["sha256"].isin(in_train).to_numpy()[:, None]
-        return _Images(rows["sha256"].to_numpy(), rows, wanted)
+        return Images(rows["sha256"].to_numpy(), rows, wanted)
 
-    def _engine(self, cut: Split, device: torch.device) -> _EngineFor:
+    def _engine(self, cut: Split, device: torch.device) -> EngineFor:
         """How to find the engine for a data set of so many views, and its loader processes."""
 
         def choose(dataset: ViewDataset, number: int) -> tuple[Engine, int]:
@@ -283,109 +297,7 @@ class Activations:
         return choose
 
 
-@dataclass(frozen=True)
-class _Images:
-    """Contents (SHA-256), rows of the table, and which views of each are read."""
-
-    digests: NDArray[Any]
-    rows: pd.DataFrame
-    wanted: NDArray[np.bool_]
-
-
-class _Store:
-    """The shelves of one frontier, one a view; view 0 is clean and has the pooled stages, too."""
-
-    def __init__(self, cut: Split, shelves: Sequence[Shelf], data: ImageDataModule) -> None:
-        self.cut, self.shelves, self.data = cut, tuple(shelves), data
-
-    @property
-    def bytes_per_view(self) -> int:
-        """Size of the clean view, the largest."""
-        return sum(f.bytes for f in self.shelves[CLEAN].fields)
-
-    def close(self) -> None:
-        """Let others evict them."""
-        for shelf in self.shelves:
-            shelf.close()
-
-    def rows(self, data: ImageDataModule, name: str, views: int) -> list[Rows]:
-        """Rows of a split of the data in its order, a list entry a view."""
-        digests = data.table.split(name)["sha256"].tolist()
-        return [shelf.rows(digests) for shelf in self.shelves[:views]]
-
-    def missing(self, images: _Images) -> NDArray[np.bool_]:
-        """What of `images.wanted` is not kept yet."""
-        digests = images.digests.tolist()
-        shelves = self.shelves[: images.wanted.shape[1]]
-        kept = [shelf.present(digests) for shelf in shelves]
-        return images.wanted & ~np.stack(kept, axis=1)
-
-    def fill(self, images: _Images, engine_for: _EngineFor) -> dict[str, str]:
-        """Compute what is missing; returns what a person should know about it."""
-        missing = self.missing(images)
-        if not missing.any():
-            return {"computed": "nothing: all of it was in the cache"}
-        began, done = time.perf_counter(), 0
-        engine, workers, slow = None, 0, ""
-        with ExitStack() as open_writers, display.bar("frozen part", unit="views") as update:
-            writers = {
-                view: open_writers.enter_context(self.shelves[view].writing(int(number)))
-                for view, number in enumerate(missing.sum(axis=0))
-                if number
-            }
-            missing = self.missing(images)  # another job may have filled some meanwhile
-            total = int(missing.sum())
-            for pattern in np.unique(missing[missing.any(axis=1)], axis=0):
-                views = np.flatnonzero(pattern).tolist()
-                chosen = np.flatnonzero((missing == pattern).all(axis=1))
-                digests = images.digests[chosen]
-                dataset = self.dataset(images.rows.iloc[chosen], digests, views)
-                engine, workers = (
-                    engine_for(dataset, total) if engine is None else (engine, workers)
-                )
-                loader = view_loader(dataset, batch_views=BATCH_VIEWS, workers=workers)
-                indices: deque[Tensor] = deque()
-                for outputs in engine.run(_flat(loader, indices)):
-                    names = digests[indices.popleft().numpy()].tolist()
-                    by_view = [o.reshape(len(names), len(views), *o.shape[1:]) for o in outputs]
-                    for position, view in enumerate(views):
-                        # The pooled stages, which come last, are kept of the clean view only.
-                        fields = zip(self.shelves[view].fields, by_view, strict=False)
-                        arrays = {f.name: values[:, position].numpy() for f, values in fields}
-                        writers[view].append(names, arrays)
-                    done += len(names) * len(views)
-                    update(done, total)
-                slow = (loader.meter.bottleneck() if loader.meter else "") or slow
-        if engine is None:
-            return {"computed": "nothing: another job has done it meanwhile"}
-        seconds = time.perf_counter() - began
-        speed = f"{done:,} views in {human_seconds(seconds)}, {done / seconds:.0f}/s with decoding"
-        facts = {"computed": speed, "engine": engine.line()}
-        return {**facts, "loading": slow} if slow else facts
-
-    def dataset(
-        self, rows: pd.DataFrame, digests: NDArray[Any], views: Sequence[int]
-    ) -> ViewDataset:
-        """Some views of images, to be computed."""
-        return ViewDataset(
-            self.data.table.images(rows),
-            digests.tolist(),
-            views,
-            augment=self.data.augment,
-            preprocessing=self.data.preprocessing,
-            seed=self.data.seed,
-            max_pixels=self.data.max_pixels,
-        )
-
-
-def _flat(loader: Iterable[dict[str, Tensor]], indices: deque[Tensor]) -> Iterator[Tensor]:
-    """Images (B * views, 3, H, W) of each batch; the indices of its images are queued."""
-    for batch in loader:
-        indices.append(batch["index"])
-        yield batch["images"].flatten(0, 1)
-
-
-def _kept_text(cut: Split, stored: Stored, store: _Store) -> str:
+def _kept_text(cut: Split, stored: Stored, store: Store) -> str:
     shapes = ", ".join(" x ".join(map(str, shape)) for shape in cut.shapes)
     number = len(store.shelves) - 1
     views = f"{number} augmented view{'s' * (number != 1)} beside the clean one"

@@ -197,12 +197,12 @@ class CachedDataModule(pl.LightningDataModule):
         """Clean rows of val in the order of the table."""
         return self._loader("val", shuffle=False, hold=True)
 
-    def loader(self, split: str) -> DataLoader[dict[str, Any]]:
-        """Clean rows of a split in the order of the table, all of them in each process."""
-        return self._loader(split, shuffle=False, hold=False, shared=False)
+    def loader(self, split: str, part: tuple[int, int] = (0, 1)) -> DataLoader[dict[str, Any]]:
+        """Clean rows of a split in the order of the table, as `ImageDataModule.loader`."""
+        return self._loader(split, shuffle=False, hold=False, part=part)
 
     def one_step_a_batch(self) -> None:
-        """No batches of many steps: Lightning shares gradients between devices after each batch."""
+        """No batches of many steps: no process has the whole head."""
         self.reading = replace(self.reading, step_rows=0)
 
     @property
@@ -232,7 +232,7 @@ class CachedDataModule(pl.LightningDataModule):
         return self._held[split]
 
     def _loader(
-        self, split: str, *, shuffle: bool, hold: bool, shared: bool = True
+        self, split: str, *, shuffle: bool, hold: bool, part: tuple[int, int] | None = None
     ) -> DataLoader[dict[str, Any]]:
         views = self.reading.rows[split]
         views = views if shuffle else views[:1]
@@ -252,25 +252,28 @@ class CachedDataModule(pl.LightningDataModule):
             held = HeldDataset(self._hold(split, views), targets, weights, offset)
             return DataLoader(held, batch_size=None, sampler=order, collate_fn=_as_it_is)
         dataset = CachedDataset(views, self.reading.names, targets, weights, offset)
-        devices = self.trainer.world_size if shared and self.trainer else 1
+        # A head that learns whole epochs does so in each process alike: its steps are shorter than
+        # a word with another one.
+        rank, devices = part or (0, 1)
+        if part is None and self.trainer and not self.reading.step_rows:
+            devices = self.trainer.world_size
+            rank = self.trainer.global_rank if devices > 1 else 0
+        batch = self.rows_per_batch()
         sampler = EpochSampler(
             len(dataset),
             seed=self.images.seed,
             shuffle=shuffle,
             epoch_offset=offset,
             weights=draws,
+            batch_size=batch,
+            drop_last=shuffle and not self.reading.step_rows,
             num_replicas=devices,
-            rank=self.trainer.global_rank if devices > 1 and self.trainer else 0,
+            rank=rank,
         )
-        batch = self.rows_per_batch()
-        if not self.reading.step_rows:
-            batch = max(1, batch // devices)
-        alone = shuffle and not self.reading.step_rows and len(sampler) % batch == 1
         return DataLoader(
             dataset,
-            batch_size=batch,
+            batch_size=sampler.batch_size,
             sampler=sampler,
-            drop_last=alone and len(sampler) > batch,
             collate_fn=_as_it_is,
             pin_memory=torch.cuda.is_available(),
         )

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import label_ranking_average_precision_score
 
-from tl import display
+from tl import display, ranks
 from tl.config import Task
 from tl.data.datamodule import ImageDataModule
 from tl.files import replacing
@@ -112,8 +112,8 @@ def try_plan(
         folder: For checkpoints and the outcome.
         settings: Those of `tl.training.run_plan`.
     """
-    if (folder / RESULT).is_file():
-        return _read(folder / RESULT)
+    if ranks.agree((folder / RESULT).is_file()):
+        return ranks.on_first(_read)(folder / RESULT)
     short = replace(plan, phases=tuple(replace(p, epochs=_part(p.epochs)) for p in plan.phases))
     epochs = sum(p.epochs for p in short.phases)
     method = plan.method.rpartition(": ")[2]  # without "auto: "
@@ -124,7 +124,7 @@ def try_plan(
     task = images.table.task
     scores = tuple(image_scores(outputs, labels, task).tolist())
     tried = Tried(method, fit.trainable_parameters, round(fit.seconds, 3), scores, task.value)
-    _write(folder / RESULT, tried)
+    ranks.on_first(_write)(folder / RESULT, tried)
     return tried
 
 
@@ -225,6 +225,7 @@ def announce(confirmed: Confirmed) -> None:
     )
 
 
+@ranks.on_first
 def clear_away(folders: Sequence[Path]) -> None:
     """Remove the weights of what was tried; the outcome and the curves stay."""
     for folder in folders:

@@ -6,9 +6,10 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,33 +18,30 @@ import timm
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from tl import display
+from tl import display, ranks
 from tl.cache import CacheError
 from tl.config import ActivationsConfig, CacheMode, FinetuneConfig, PhaseConfig
 from tl.data.datamodule import ImageDataModule
-from tl.data.table import ImageTable
 from tl.data.views import CLEAN, ViewDataset, view_loader
-from tl.decision.evidence import Amount, Backbone, Evidence
+from tl.decision.evidence import Evidence
 from tl.evidence import FLIPPED, StageFeatures, measure, sample
 from tl.files import replacing
 from tl.finetuning import Phase, build_plan, freeze
 from tl.graph import SplitError
-from tl.models import RANDOM, BuiltModel, pretrained_head
+from tl.models import BuiltModel, pretrained_head
 from tl.training.activations import Activations
 from tl.training.cached import Clean
 from tl.training.drift import batch_norm_drift
+from tl.training.plain_facts import amount, backbone, copies, native_side
 from tl.training.probing import evaluating
-from tl.training.standins import NOTES, class_counts, classes_of
+from tl.training.standins import NOTES, classes_of
 
 VERSION = 2  # of what is remembered; raise it when figures change their meaning
 DRIFT_IMAGES = 128
 BATCH = 32
 MOST_STAGES = 5
 FLIPS = {"horizontal": 3, "vertical": 2}  # name -> dimension of (N, 3, H, W)
-# Layers by which attention mixes tokens, as timm's families name them.
-ATTENTION = {"qkv", "q", "q_proj", "query", "in_proj", "wqkv"}
 
 Rows = NDArray[np.float32]
 # Images (N, 3, H, W) -> what the head reads (N, D), and the pooled stages
@@ -75,23 +73,44 @@ def gather_evidence(
     """
     table = images.table
     evidence = Evidence(
-        amount=_amount(table),
-        backbone=_backbone(built),
-        native_side=_native_side(table),
-        warnings=(*_copies(table), *([NOTES[table.task]] if table.task in NOTES else [])),
+        amount=amount(table),
+        backbone=backbone(built),
+        native_side=native_side(table),
+        warnings=(*copies(table), *([NOTES[table.task]] if table.task in NOTES else [])),
     )
     if not evidence.backbone.pretrained:
         reason = "the weights are random: there is no pretraining to be similar to"
         return replace(evidence, unmeasured=reason)
     file = cache.path() / "evidence" / f"{_key(built, images, seed)}.json"
-    if cache.mode is not CacheMode.off:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            return Evidence.from_dict(json.loads(file.read_text()))
+    if (known := _known(file, cache)) is not None:
+        return known
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = table.split("train").drop_duplicates("sha256")
     rows = rows.iloc[sample(classes_of(table, rows), seed)]
     display.say(f"measuring {len(rows):,} training images with {built.name}")
     found, seconds = _Pass(built, images, cache, device).run(rows)
+    return _measured(found, seconds, evidence, seed, file, cache)
+
+
+@ranks.on_first
+def _known(file: Path, cache: ActivationsConfig) -> Evidence | None:
+    """What an earlier job measured."""
+    if cache.mode is not CacheMode.off:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return Evidence.from_dict(json.loads(file.read_text()))
+    return None
+
+
+@ranks.on_first
+def _measured(
+    found: StageFeatures,
+    seconds: dict[str, float],
+    evidence: Evidence,
+    seed: int,
+    file: Path,
+    cache: ActivationsConfig,
+) -> Evidence:
+    """Figures of features, beside those that need none; remembered in a file."""
     measured = measure(
         found, evidence.amount, evidence.backbone, seed=seed, native_side=evidence.native_side
     )
@@ -125,57 +144,6 @@ def features_of(
     with _left_as_it_is(built.model), contextlib.closing(activations):
         freeze(built.model, built.stages, phase := once.phase())
         return once.features(activations, phase, rows)[0]
-
-
-# --- facts that need no pass ----------------------------------------------------------------------
-
-
-def _amount(table: ImageTable) -> Amount:
-    """Sizes; exact copies within a split are counted once."""
-    rows = {name: table.split(name).drop_duplicates("sha256") for name in ("train", "val")}
-    train, val = (class_counts(table, own) for own in rows.values())
-    return Amount(
-        images=len(rows["train"]),
-        classes=len(train),
-        per_class=float(np.median(train)),
-        least=int(train.min()),
-        most=int(train.max()),
-        val_images=len(rows["val"]),
-        val_least=int(val.min()),
-    )
-
-
-def _backbone(built: BuiltModel) -> Backbone:
-    modules = [*built.model.named_modules()]
-    return Backbone(
-        name=built.name,
-        parameters=sum(p.numel() for p in built.model.parameters()),
-        stages=tuple(stage.name for stage in built.stages),
-        batch_norm=any(isinstance(m, _BatchNorm) for _, m in modules),
-        attention=any(
-            name.rpartition(".")[2] in ATTENTION and isinstance(m, nn.Linear) for name, m in modules
-        ),
-        pretrained=built.weights.source != RANDOM,
-        input_size=int(built.preprocessing.input_size[-1]),
-    )
-
-
-def _native_side(table: ImageTable) -> float:
-    rows = table.split("train")
-    return float(np.median(np.sqrt(rows["width"] * rows["height"])))
-
-
-def _copies(table: ImageTable) -> tuple[str, ...]:
-    train, val = table.split("train")["sha256"], table.split("val")["sha256"]
-    found = []
-    if copies := int(train.duplicated().sum()):
-        found.append(f"{copies:,} of {len(train):,} training images are exact copies of others")
-    if shared := int(val.isin(set(train)).sum()):
-        found.append(
-            f"{shared:,} of {len(val):,} validation images are training images too: the validation "
-            "figures are too good"
-        )
-    return tuple(found)
 
 
 def _key(built: BuiltModel, images: ImageDataModule, seed: int) -> str:
@@ -225,13 +193,7 @@ class _Pass:
             began = time.perf_counter()
             features, stages, forward = self.features(activations, phase, rows)
             seconds["pass"] = time.perf_counter() - began
-            began = time.perf_counter()
-            batches = self._batches(rows[:DRIFT_IMAGES])
-            drift = batch_norm_drift(self.built.model, batches, self.device)
-            seconds["drift"] = time.perf_counter() - began
-            began = time.perf_counter()
-            flipped = self._flipped(rows[:FLIPPED], forward)
-            seconds["flipped images"] = time.perf_counter() - began
+            drift, flipped = ranks.on_first(self._of_few)(rows, forward, seconds)
         stages = {k: v for k, v in stages.items() if not _same(v, features)}
         found = StageFeatures(
             labels=classes_of(self.images.table, rows),
@@ -242,6 +204,19 @@ class _Pass:
             drift=drift,
         )
         return found, {part: round(value, 3) for part, value in seconds.items()}
+
+    def _of_few(
+        self, rows: pd.DataFrame, forward: Forward, seconds: dict[str, float]
+    ) -> tuple[tuple[float, float] | None, dict[str, Rows]]:
+        """What some images tell: the drift of BatchNorm, and features of their mirror images."""
+        began = time.perf_counter()
+        batches = self._batches(rows[:DRIFT_IMAGES])
+        drift = batch_norm_drift(self.built.model, batches, self.device)
+        seconds["drift"] = time.perf_counter() - began
+        began = time.perf_counter()
+        flipped = self._flipped(rows[:FLIPPED], forward)
+        seconds["flipped images"] = time.perf_counter() - began
+        return drift, flipped
 
     def phase(self) -> Phase:
         """That of a linear probe: what is cached for it is found again by every first phase."""
@@ -264,10 +239,14 @@ class _Pass:
             else:
                 features, stages = _read(clean)
                 return features, stages, _traced(clean)
-        parts = [self._hooked(batch) for batch in self._batches(rows)]
+        share = ranks.world() if len(rows) >= ranks.world() else 1
+        own = rows[ranks.rank() % share :: share]
+        parts = [self._hooked(batch) for batch in self._batches(own)]
         features = torch.cat([f for f, _ in parts]).numpy()
         stages = {n: torch.cat([s[n] for _, s in parts]).numpy() for n in parts[0][1]}
-        return features, stages, self._hooked
+        found = ranks.gather((features, stages))[:share]
+        whole = {n: _dealt([s[n] for _, s in found]) for n in stages}
+        return _dealt([f for f, _ in found]), whole, self._hooked
 
     def _batches(self, rows: pd.DataFrame) -> Iterator[Tensor]:
         """Clean images (B, 3, H, W) of rows of the table."""
@@ -328,6 +307,14 @@ class _Pass:
         weight, bias = head
         logits: Rows = nn.functional.linear(torch.from_numpy(features), weight, bias).numpy()
         return logits
+
+
+def _dealt(parts: Sequence[Rows]) -> Rows:
+    """Rows that were dealt out in turn, in their order again."""
+    found = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), np.float32)
+    for place, part in enumerate(parts):
+        found[place :: len(parts)] = part
+    return found
 
 
 def _read(clean: Clean) -> tuple[Rows, dict[str, Rows]]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from tl import display
+from tl import display, ranks
 from tl.cache import CacheError
 from tl.config import EvaluationConfig, Task
 from tl.data.datamodule import ImageDataModule
@@ -76,16 +76,37 @@ class Predictor:
         return float(objective(outputs, objective.encode(labels), weights)), found
 
     def outputs(self, split: str) -> tuple[Tensor, Tensor]:
-        """Outputs (N, C) of the network for a split, and labels, in its order."""
+        """Outputs (N, C) of the network for a split, and labels, in its order.
+
+        Several processes share the images out, and each gets all outputs.
+        """
         if self.activations is not None and self.cached is not None:
             try:
                 self.activations.read(self.cached, split, self.device)
             except CacheError as error:
                 display.say(f"warning: {error}")
             else:
-                suffix, loader = self.cached.reading.split.suffix, self.cached.loader(split)
-                return _predict(self.model, lambda b: suffix(b["values"]), loader, self.device)
-        return _predict(self.model, _forward(self.model), self.data.loader(split), self.device)
+                suffix = self.cached.reading.split.suffix
+                return self._shared(split, self.cached.loader, lambda b: suffix(b["values"]))
+        return self._shared(split, self.data.loader, _forward(self.model))
+
+    def _shared(
+        self,
+        split: str,
+        loader: Callable[..., DataLoader[Any]],
+        forward: Callable[[dict[str, Any]], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs and labels, of which each process computes a part."""
+        images = len(self.data.table.split(split))
+        parts = min(ranks.world(), images, self.data.batch_size)
+        own = None
+        if ranks.rank() < parts:
+            batches = loader(split, part=(ranks.rank(), parts))
+            own = _predict(self.model, forward, batches, self.device)
+        found = [values for values in ranks.gather(own) if values is not None]
+        order = torch.cat([rows for _, _, rows in found]).argsort()
+        outputs, labels = (torch.cat([values[i] for values in found])[order] for i in (0, 1))
+        return outputs, labels
 
     def close(self) -> None:
         """Let other jobs evict what this one has read."""
@@ -110,37 +131,47 @@ def judge(
     Returns:
         One report a split, and the table of `tl.evaluation.predictions_table` over them.
     """
+    splits = [split for split in ("val", "test") if len(data.table.split(split))]
+    with closing(predictions):
+        outputs = {split: predictions.outputs(split) for split in splits}
+    return _judged(outputs, predictions.objective, data, config or EvaluationConfig())
+
+
+@ranks.on_first
+def _judged(
+    found: dict[str, tuple[Tensor, Tensor]],
+    objective: Objective,
+    data: ImageDataModule,
+    config: EvaluationConfig,
+) -> tuple[list[Report], pd.DataFrame]:
+    """As `judge`, of the outputs and labels of each split."""
     reports: list[Report] = []
     tables = []
-    table, config = data.table, config or EvaluationConfig()
+    table = data.table
     classes, task = table.classes, table.task
     chosen = _Chosen(task, config)
-    with closing(predictions):
-        for split in ("val", "test"):
-            rows = table.split(split)
-            if not len(rows):
-                continue
-            outputs, labels = predictions.outputs(split)
-            if split == "val":
-                chosen.choose(predictions.objective, outputs, labels)
-            said = chosen.answers(predictions.objective, outputs)
-            report = evaluate(
-                said,
-                labels.numpy(),
-                classes,
-                split,
-                task=task,
-                thresholds=chosen.thresholds,
-                scale=predictions.objective.std,
-                temperature=chosen.temperature,
-                chose_temperature=split == "val",
-                abstain=chosen.abstain,
-                groups=rows.get("group"),
-            )
-            chosen.thresholds = report.thresholds
-            reports.append(report)
-            meant: dict[str, Any] = {"targets": labels.numpy(), "thresholds": report.thresholds}
-            tables.append(predictions_table(rows, said, classes, task=task, **meant))
+    for split, (outputs, labels) in found.items():
+        rows = table.split(split)
+        if split == "val":
+            chosen.choose(objective, outputs, labels)
+        said = chosen.answers(objective, outputs)
+        report = evaluate(
+            said,
+            labels.numpy(),
+            classes,
+            split,
+            task=task,
+            thresholds=chosen.thresholds,
+            scale=objective.std,
+            temperature=chosen.temperature,
+            chose_temperature=split == "val",
+            abstain=chosen.abstain,
+            groups=rows.get("group"),
+        )
+        chosen.thresholds = report.thresholds
+        reports.append(report)
+        meant: dict[str, Any] = {"targets": labels.numpy(), "thresholds": report.thresholds}
+        tables.append(predictions_table(rows, said, classes, task=task, **meant))
     return reports, pd.concat(tables, ignore_index=True)
 
 
@@ -185,13 +216,18 @@ def _predict(
     forward: Callable[[dict[str, Any]], Tensor],
     loader: DataLoader[Any],
     device: torch.device,
-) -> tuple[Tensor, Tensor]:
-    """Outputs (N, C) and labels; the model is on the CPU and in eval mode afterwards."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs (N, C), labels, and places in the split.
+
+    The model is on the CPU and in eval mode afterwards.
+    """
     model.to(device).eval()
-    outputs, labels = [], []
+    outputs, labels, places = [], [], []
     for batch in loader:
         inputs = move_data_to_device(batch, device)
         outputs.append(forward(inputs).float().cpu())
         labels.append(batch["label"])
+        places.append(batch["index"])
     model.cpu()
-    return torch.cat(outputs), torch.cat(labels)
+    own = loader.sampler.own  # type: ignore[attr-defined] # what comes after them stands in
+    return torch.cat(outputs)[:own], torch.cat(labels)[:own], torch.cat(places)[:own]

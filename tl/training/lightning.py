@@ -23,13 +23,14 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 
-from tl import display, stopping
+from tl import display, ranks, stopping
 from tl.config import TRUSTED_TARGETS, ConfigError, Select
 from tl.data.loading import ImageLoader
 from tl.files import replacing
 from tl.finetuning import Phase
 from tl.module import TrainingError, TransferModule
 from tl.training.averaging import MovingAverage
+from tl.training.processes import for_processes
 from tl.training.state import read_checkpoint
 from tl.training.together import together
 
@@ -46,7 +47,9 @@ def build(node: Mapping[str, Any], key: str) -> Any:
         msg = f"{key}._target_ must name {trusted}, got {target}"
         raise ConfigError(msg)
     try:
-        return instantiate(dict(node), _convert_="all")
+        with warnings.catch_warnings():  # hints about what tl sets itself
+            warnings.simplefilter("ignore")
+            return instantiate(dict(node), _convert_="all")
     except Exception as error:
         text = str(error.__cause__ or error)
         if text.startswith("Error loading"):
@@ -79,7 +82,7 @@ def prepare(
     loggers(logger or {}, Path())
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    build({**trainer, "logger": False, "enable_progress_bar": False}, "trainer")
+    build({**for_processes(trainer), "logger": False, "enable_progress_bar": False}, "trainer")
     pl.seed_everything(seed, workers=True, verbose=False)
     # Comes with `deterministic: warn` and costs a tenth of a step; nothing here reads such memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -112,6 +115,7 @@ def make_trainer(
     Raises:
         ConfigError: Lightning refuses an argument (a GPU where there is none, an unknown name).
     """
+    args = for_processes(args)
     plugins = args.get("plugins") or []
     own = {
         "max_epochs": phase.epochs,
@@ -125,9 +129,7 @@ def make_trainer(
         "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
         "plugins": [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()],
     }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer = build({**args, **own}, "trainer")
+    trainer = build({**args, **own}, "trainer")
     assert isinstance(trainer, pl.Trainer)
     trainer._signal_connector = _Signals(trainer)
     return trainer
@@ -286,7 +288,9 @@ class Checkpoints(Callback):
         return (time.perf_counter() - self._written) * self.SHARE >= self._seconds
 
     def write(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Write the weights that the finished phase leaves behind."""
+        """Write the weights that the finished phase leaves behind, in the first process."""
+        if ranks.rank():
+            return
         state = {f"model.{name}": value for name, value in weights.items()}
         AtomicCheckpointIO().save_checkpoint({"state_dict": state}, self.folder / "best.ckpt")
 

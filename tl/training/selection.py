@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from tl import ranks
 from tl.data.datamodule import ImageDataModule
 from tl.data.views import CLEAN
 from tl.files import replacing
@@ -71,7 +72,7 @@ def select_features(
     Raises:
         TrainingError: The choice cannot be written.
     """
-    found = Selection.read(folder)
+    found = ranks.on_first(Selection.read)(folder)
     if found is None or len(found.mean) != len(model.features.mean):
         labels = classes_of(data.table, data.table.split("train"))
         chosen = _sample(labels, np.random.default_rng(data.seed))
@@ -81,11 +82,23 @@ def select_features(
             features = join([view.gather(name, chosen) for name in reading.names])
         else:
             features = _computed(model, data, chosen, device)
-        found = select(features.numpy(), labels[chosen], model.sizes, seed=data.seed)
-        found.write(folder)
+        found = _selected(features.numpy(), labels[chosen], model.sizes, data.seed, folder)
     with torch.no_grad():
         model.features.mean.copy_(torch.tensor(found.mean))
         model.features.scale.copy_(torch.tensor(found.scale))
+    return found
+
+
+@ranks.on_first
+def _selected(
+    features: NDArray[np.floating],
+    labels: Indices,
+    sizes: Mapping[str, int],
+    seed: int,
+    folder: Path,
+) -> Selection:
+    found = select(features, labels, sizes, seed=seed)
+    found.write(folder)
     return found
 
 
