@@ -31,6 +31,8 @@ def launcher_config(schema: type[T], settings: Mapping[str, Any]) -> T:
             hint = f"did you mean {PREFIX}{near[0]}? " if near else ""
             problems.append(f"{PREFIX}{key} is unknown; {hint}there are {', '.join(known)}")
             continue
+        if value is None:  # in a preset: the default, where an empty dict would not take new keys
+            continue
         try:
             found[key] = convert(schema, key, value)
         except ConfigError as error:
