@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from functools import cache
 from typing import Any, TypeVar
 
 from hydra import compose as hydra_compose
@@ -97,7 +98,7 @@ def convert(schema: type[Any], key: str, value: Any) -> Any:
     """
     if isinstance(value, str) and value == MISSING:
         return value
-    node = OmegaConf.structured(schema)
+    node = _node(schema)
     try:
         node[key] = value.name if isinstance(value, Enum) else value
         result = OmegaConf.to_container(node[key]) if OmegaConf.is_config(node[key]) else node[key]
@@ -105,6 +106,12 @@ def convert(schema: type[Any], key: str, value: Any) -> Any:
         hint = typing.get_type_hints(schema)[key]
         raise ConfigError(f"{key} must be {_type_text(hint)}, got {value!r}") from error
     return result
+
+
+@cache
+def _node(schema: type[Any]) -> DictConfig:
+    """One node of a schema, in which values are converted one after the other."""
+    return OmegaConf.structured(schema)
 
 
 def _type_text(hint: Any) -> str:
