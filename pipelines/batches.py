@@ -20,16 +20,21 @@ from tl.pipelines import loading, show_error
 Composed = tuple[int, list[str], DictConfig]  # number, overrides and config of a job
 LEFT_OUT = ("test/acc_", "test/map_", "test/mae_")  # of the table on the screen
 MOST_NAMED = 12  # folders in a command that a person copies
+# What jobs import sooner or later, the rest along with it.
 ROOMS = (
-    *("data", "display", "export", "finetuning", "models", "report", "runs", "tracking"),
-    "training",
+    *("audit", "data", "display", "export", "finetuning", "models", "report", "runs", "tracking"),
+    *("training", "pipelines.train"),
+)
+OTHERS = (
+    *("mlflow", "mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store", "alembic.command"),
+    *("git", "onnx", "pyarrow.dataset", "sklearn.neighbors", "sklearn.decomposition"),
 )
 
 
 def load() -> None:
     """Import what jobs need."""
     with loading():
-        for module in ("mlflow", *(f"tl.{room}" for room in ROOMS)):
+        for module in (*OTHERS, *(f"tl.{room}" for room in ROOMS)):
             importlib.import_module(module)
 
 
