@@ -91,7 +91,7 @@ def _impossible(trainer: Mapping[str, Any]) -> list[str]:
     if trainer.get("sync_batchnorm"):
         problems.append(
             "trainer.sync_batchnorm: torch's own layers would take the place of timm's, which hold "
-            "activations, too. Leave it out: finetune.batch_norm=freeze needs no statistics"
+            "activations, too. Leave it out: finetune.batch_norm=frozen needs no statistics"
         )
     return problems
 
