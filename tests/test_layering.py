@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "models": {"config", "bundle", "ranks"},
     "finetuning": {"config", "models"},
     "graph": {"config", "models"},
-    "batches": {"config", "cores", "display", "files", "locks", "sections"},
+    "batches": {"config", "cores", "display", "files", "locks", "ranks", "sections"},
     "cache": {"config", "cores", "locks"},
     "engine": {"config", "cores", "quiet"},
     "imbalance": {"config"},

@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 from processes import timeless
 from slurm import Slurm, missing, slurm
 
-from tl.batches.jobs import DONE, Entry, FAILED, LOST
+from tl.batches.jobs import DONE, FAILED, LOST, Entry
 from tl.batches.ledger import Ledger
 
 pytestmark = pytest.mark.cluster
@@ -32,9 +32,10 @@ LAUNCHER = [
 SECONDS = 900  # of a batch on a busy machine
 # Presets of the user's own: each is a job. 0 lasts, 1 fails, 2 takes 2.6 GB, the others are alike.
 LASTS, FAILS, LARGE = 0, 1, 2
+STOP = "pytorch_lightning.callbacks.EarlyStopping"  # fails after each epoch: there is no x
 JOBS = {
     LASTS: "finetune: {epochs: 60, patience: 0}\nseed: 3\n",
-    FAILS: "callbacks: {stop: {_target_: pytorch_lightning.callbacks.EarlyStopping, monitor: x}}\n",
+    FAILS: f"finetune: {{epochs: 9}}\ncallbacks: {{stop: {{_target_: {STOP}, monitor: x}}}}\n",
     LARGE: "model: {image_size: 384}\ndata: {batch_size: 36}\n",
     **{number: f"seed: {number}\n" for number in range(3, 8)},
 }

@@ -12,10 +12,11 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from tl.batches.engines import slurm_site as site
+from tl.batches.engines.slurm_node import run
 from tl.batches.errors import EngineError
 from tl.batches.jobs import Entry
 from tl.batches.ledger import LEDGER, Ledger
-from tl.batches.worker import Task, work
+from tl.batches.worker import Task
 from tl.config.launchers import launcher_config
 from tl.config.slurm import SlurmConfig
 
@@ -134,14 +135,17 @@ class SlurmEngine:
             EngineError: Slurm does not take it.
         """
         (key,) = task.keys or ("",)
-        memory_gb = self._memory(Ledger(self.place).read(key))
+        entry = Ledger(self.place).read(key)
+        tries = 1 + (task.rules.failures(entry) if entry else 0)
+        memory_gb = self._memory(entry)
         self.executor.update_parameters(**self._parameters(memory_gb))
         cores = str(self.asked.cpus_per_task)
         environment = task.environment | {"TL_CORES": cores, "OMP_NUM_THREADS": cores}
+        task = replace(task, place=self.place, environment=environment, stay=False)
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:
-                job = self.executor.submit(work, replace(task, environment=environment))
+                job = self.executor.submit(run, task, tries, self.executor.folder)
                 break
             except (FailedJobError, FailedSubmissionError, OSError) as error:
                 if time.monotonic() > deadline:

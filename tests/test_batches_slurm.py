@@ -1,0 +1,145 @@
+"""What a batch asks Slurm for, and what is refused before there is a job; no Slurm is needed."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from commands import UNTRACKED, Command
+
+from tl.batches.engines.slurm_node import worker_name
+from tl.batches.engines.slurm_site import Partition, chosen, megabytes, minutes, plain
+from tl.batches.errors import BatchError
+from tl.config import ConfigError
+from tl.config.launchers import launcher_config
+from tl.config.slurm import SlurmConfig
+
+SITE = [
+    Partition("cpu", default=True, up=True, minutes=60, memory_mb=8192),
+    Partition("gpu", default=False, up=True, minutes=None, memory_mb=None),
+    Partition("old", default=False, up=False, minutes=None, memory_mb=4096),
+]
+
+
+@pytest.fixture
+def batch(capfd, monkeypatch, image_folder, tmp_path):
+    data, place = image_folder(), tmp_path / "batch"
+    command = Command(capfd, monkeypatch)
+
+    def run(*args):
+        given = [f"data.root={data}", "seed=1,2", f"output_dir={place}", *UNTRACKED]
+        done = command("train", "-m", "hydra/launcher=slurm", *given, *args)
+        assert not list(place.glob("[0-9]*")), "a job was begun"
+        return done
+
+    return run
+
+
+# --- refused before anything is started ---------------------------------------------------------
+
+
+def test_a_machine_without_slurm_is_refused(batch, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    batch().refused(
+        "hydra/launcher=slurm needs Slurm, and this machine has no sbatch", "hydra/launcher=local"
+    )
+
+
+def test_without_submitit_the_extra_to_install_is_named(batch, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("submitit")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "tl.batches.engines.slurm", raising=False)
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    batch().refused('hydra/launcher=slurm needs submitit: pip install "tl[slurm]"')
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("mem_gb=-1", "hydra.launcher.mem_gb must be above 0, got -1"),
+        ("cpus_per_task=two", "hydra.launcher.cpus_per_task must be a whole number, got 'two'"),
+        ("nodes=0", "hydra.launcher.nodes must be at least 1, got 0"),
+        ("timeout_min=1", "hydra.launcher.signal_s must be below the 60 s of timeout_min=1"),
+    ],
+)
+def test_wrong_settings_are_refused(batch, setting, words):
+    batch(f"hydra.launcher.{setting}").refused(words)
+
+
+def test_an_unknown_setting_is_refused(batch):
+    done = batch("hydra.launcher.partitionn=gpu")
+    done.refused("partitionn")
+
+
+def test_unknown_settings_of_a_file_of_ones_own_are_refused_at_once():
+    with pytest.raises(ConfigError) as error:
+        launcher_config(SlurmConfig, {"partitions": "gpu", "mem_gb": 0})
+    assert error.value.problems[0].startswith(
+        "hydra.launcher.partitions is unknown; did you mean hydra.launcher.partition?"
+    )
+
+
+# --- what a site offers -------------------------------------------------------------------------
+
+
+def test_a_job_goes_to_the_partition_that_is_named_else_to_the_default_one():
+    assert [p.name for p in chosen(SlurmConfig(), SITE)] == ["cpu"]
+    assert [p.name for p in chosen(SlurmConfig(partition="gpu,cpu"), SITE)] == ["gpu", "cpu"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (
+            {"partition": "gpuu"},
+            "hydra.launcher.partition=gpuu: the cluster has no partition gpuu; did you mean gpu? "
+            "there are cpu (the default), gpu, old",
+        ),
+        ({"partition": "old"}, "partition old takes no jobs now"),
+        (
+            {"timeout_min": 90},
+            "hydra.launcher.timeout_min=90: partition cpu allows at most 60 minutes",
+        ),
+        (
+            {"mem_gb": 9},
+            "hydra.launcher.mem_gb=9: the largest node of partition cpu has 8.0 GB",
+        ),
+    ],
+)
+def test_what_the_site_does_not_have_is_refused(asked, words):
+    with pytest.raises(BatchError) as error:
+        chosen(SlurmConfig(**asked), SITE)
+    assert words in str(error.value)
+
+
+def test_a_site_without_a_default_partition_wants_one_named():
+    with pytest.raises(BatchError, match="no default partition; choose one of gpu"):
+        chosen(SlurmConfig(), SITE[1:2])
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("30:00", 30), ("2:00:00", 120), ("1-02:30:00", 1590), ("infinite", None), ("n/a", None)],
+)
+def test_time_limits_are_read(text, number):
+    assert minutes(text) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("1500M", 1500), ("1.50G", 1536), ("0", None), ("1T", 1 << 20), ("Mc", None)],
+)
+def test_memory_is_read(text, number):
+    assert megabytes(text) == number
+
+
+def test_complaints_are_told_without_the_program():
+    assert (
+        plain("sbatch: error: invalid partition: x\nallocation failure") == "invalid partition: x"
+    )
+    assert plain("") == ""
+
+
+def test_all_processes_of_a_job_know_its_worker_by_one_name():
+    assert worker_name({"SLURM_JOB_ID": "7", "SLURM_PROCID": "1"}) == "slurm-7"
+    assert worker_name({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2"}) == "slurm-7-2"
