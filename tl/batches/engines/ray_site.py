@@ -70,22 +70,25 @@ def _knock(address: str) -> None:
     Raises:
         BatchError: Nobody does, or it is no address.
     """
-    if address == "auto":
-        return
+    if address != "auto" and (problem := address_problem(address)):
+        raise BatchError(problem)
+
+
+def address_problem(address: str) -> str:
+    """Why there is no cluster at an address; empty where somebody listens there."""
     found = re.fullmatch(r"(?:ray://)?\[?([^\s/]+?)\]?:(\d+)", address)
     if not found:
-        msg = f"{_what(address)}: write HOST:PORT, ray://HOST:PORT or auto"
-        raise BatchError(msg)
+        return f"{_what(address)}: write HOST:PORT, ray://HOST:PORT or auto"
     try:
         socket.create_connection((found[1], int(found[2])), timeout=ANSWER_SECONDS).close()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        msg = (
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        return (
             f"{_what(address)}: no cluster can be reached there ({reason}). `ray start --head` "
             "prints its address; on the head `ray status` says whether it runs; without a "
             f"cluster: {PREFIX}address=local"
         )
-        raise BatchError(msg) from error
+    return ""
 
 
 def _what(address: str) -> str:
