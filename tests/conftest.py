@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import Command
 from PIL import Image
 
 import tl  # noqa: F401  # sets the wait policy of OpenMP before torch is loaded
@@ -54,6 +55,12 @@ def image_folder(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return make
+
+
+@pytest.fixture(name="tl")
+def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """The console script, called in this process."""
+    return Command(capfd, monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from commands import Command
 
 from tl import advice
 from tl.advice import forecast
@@ -331,11 +330,6 @@ def test_advise_config_has_the_defaults_of_train():
 
 
 # --- the command --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def tl(capfd, monkeypatch) -> Command:
-    return Command(capfd, monkeypatch)
 
 
 def random_weights(folder, *names):

@@ -9,14 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from commands import TINY, UNTRACKED, Command, files
+from commands import TINY, UNTRACKED, files
 from mlflow import MlflowClient
 from PIL import Image
-
-
-@pytest.fixture
-def tl(capfd, monkeypatch) -> Command:
-    return Command(capfd, monkeypatch)
 
 
 @pytest.fixture

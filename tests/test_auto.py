@@ -12,17 +12,12 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from commands import TINY, UNTRACKED, Command, Done, files
+from commands import TINY, UNTRACKED, Done, files
 from mlflow import MlflowClient
 from processes import finish, kill_when, start, timeless
 from safetensors.torch import load_file
 
 MOST_COLUMNS = 100
-
-
-@pytest.fixture
-def tl(capfd, monkeypatch) -> Command:
-    return Command(capfd, monkeypatch)
 
 
 @pytest.fixture

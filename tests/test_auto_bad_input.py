@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from commands import UNTRACKED, Command
+from commands import UNTRACKED
 from PIL import Image
 
 CLASSES = ("blue", "green", "red")
@@ -25,11 +25,6 @@ class Outcome(NamedTuple):
     said: str
     evidence: dict[str, object]
     decision: dict[str, object]
-
-
-@pytest.fixture
-def tl(capfd, monkeypatch) -> Command:
-    return Command(capfd, monkeypatch)
 
 
 @pytest.fixture

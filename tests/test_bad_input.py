@@ -15,16 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import TINY, UNTRACKED, Command, files, script
+from commands import TINY, UNTRACKED, files, script
 from PIL import Image
 
 NAMES = ["blue", "green", "red"]
 LIGHTNING = "pytorch_lightning"
-
-
-@pytest.fixture
-def tl(capfd, monkeypatch) -> Command:
-    return Command(capfd, monkeypatch)
 
 
 @pytest.fixture

@@ -30,7 +30,6 @@ from caching import (
     right_images,
     store,
 )
-from commands import Command
 
 from tl.cache import ActivationCache, CacheError, Field, Shelf
 
@@ -643,11 +642,6 @@ def test_the_room_loads_no_torch():
 
 
 # --- tl cache -----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def tl(capfd, monkeypatch) -> Command:
-    return Command(capfd, monkeypatch)
 
 
 def test_the_command_shows_an_empty_cache(tl, tmp_path):

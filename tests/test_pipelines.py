@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from commands import REPO, TINY, UNTRACKED, Command, Done, files, script, start, wait_for
+from commands import REPO, TINY, UNTRACKED, Done, files, script, start, wait_for
 from mlflow import MlflowClient
 
 from tl.config import PIPELINES
@@ -65,11 +65,6 @@ JUDGED = {f"{name}{end}" for name in WITH_INTERVAL for end in ("", "_low", "_hig
 JUDGED |= {"loss", "ece_uncalibrated", "sure_share", "images"}
 SUMS = {"fit_seconds", "total_seconds", "trainable_parameters", "epochs", "ms_an_image"}
 LEARNS = ["experiment=smoke", "model.image_size=32", "tracking.system_metrics=false"]
-
-
-@pytest.fixture
-def tl(capfd, monkeypatch) -> Command:
-    return Command(capfd, monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from commands import Command
 from exporting import CLASSES, export, make_photos, network
 from PIL import Image, ImageEnhance
 from registering import aliases, everything, hashes, record, spoil, table
@@ -18,11 +17,6 @@ from sklearn.metrics import average_precision_score
 from tl.bundle import Bundle, Outputs
 from tl.config import Task
 from tl.evaluation import predictions_table
-
-
-@pytest.fixture
-def tl(capfd, monkeypatch):
-    return Command(capfd, monkeypatch)
 
 
 @pytest.fixture

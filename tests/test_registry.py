@@ -11,19 +11,13 @@ import time
 
 import mlflow
 import pytest
-from commands import SCRIPT, Command
+from commands import SCRIPT
 from registering import aliases, everything, record, spoil, table
 from servers import mlflow_server
 
 from tl.bundle import seal_sha256
 from tl.registry import BusyError, open_registry, store
 from tl.tracking.finding import find_run
-
-
-@pytest.fixture
-def tl(capfd, monkeypatch):
-    return Command(capfd, monkeypatch)
-
 
 # --- register ------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from commands import Command, script
+from commands import script
 
 from tl.config import RequestError, TrackingConfig
 from tl.tracking import run, runs_below, start_run, sync_run
@@ -23,11 +23,6 @@ NOWHERE = "http://127.0.0.1:9"
 def impatient(monkeypatch):
     """Nobody waits for a server that is not there."""
     monkeypatch.setattr(run, "DRAIN_SECONDS", 1.0)
-
-
-@pytest.fixture
-def tl(capfd, monkeypatch) -> Command:
-    return Command(capfd, monkeypatch)
 
 
 def waiting(folder, uri=NOWHERE, **settings):
