@@ -84,13 +84,15 @@ class Command:
             EngineError: Workers cannot be started.
         """
         varied = _varied([overrides for _, overrides, _ in composed])
-        jobs = []
+        jobs, told = [], set[str]()
         for number, overrides, config in composed:
             shown = tuple(o for o in overrides if o.split("=")[0] in varied)
             try:
                 jobs.append(Job(number, shown, _validated(config)))
             except ConfigError as error:
-                show_error(error)
+                if str(error) not in told:
+                    show_error(error)
+                told.add(str(error))
                 self.refused[number] = (" ".join(shown), str(error).split("\n")[0])
         rows: list[dict[str, Any]] = []
         if jobs or not self.refused:
@@ -132,7 +134,9 @@ class Command:
         wrong = self._wrong()
         for number, (overrides, error) in wrong.items():
             print(f"job {number} failed ({overrides}): {error}", file=sys.stderr)
-        outcome = self.outcome or Outcome(())
+        if self.outcome is None:
+            return 2  # no job was worth starting
+        outcome = self.outcome
         if not outcome.stopped:
             return 1 if wrong else 0
         for entry in outcome.left:
@@ -158,11 +162,11 @@ def _validated(config: DictConfig) -> TrainConfig:
 
 
 def _varied(jobs: Sequence[Sequence[str]]) -> list[str]:
-    """Keys whose values differ between jobs, in their order; of a single job all."""
+    """Keys whose values differ between jobs, in their order; all where none does."""
     values: dict[str, set[str]] = {}
     for key, _, value in (o.partition("=") for overrides in jobs for o in overrides):
         values.setdefault(key, set()).add(value)
-    return [key for key, found in values.items() if len(found) > 1 or len(jobs) == 1]
+    return [key for key, found in values.items() if len(found) > 1] or list(values)
 
 
 @contextmanager

@@ -125,6 +125,8 @@ def check_overrides(name: str, args: list[str]) -> None:
         )
         if override.is_sweep_override() and not batch and not found:
             found.append(f"{arg} has several values: they need -m, which runs one job for each")
+        if name == "train" and not batch and override.key_or_group.startswith("batch."):
+            found.append(f"{arg} is for a batch: it needs -m")
         problems += found
         if not found:
             good += _one_value(arg, override)
@@ -273,7 +275,7 @@ def composition_error(name: str, error: Exception) -> ConfigError:
     where = re.match(r"In '(.+?)': ", lines[0])
     place = where[1] if where and where[1] != name else ""
     full_key = re.search(r"full_key: (\S+)", text)
-    missing = re.search(r"Could not find '(\w+)/(.+?)'", text)
+    missing = re.search(r"Could not find '((?:hydra/)?\w+)/(.+?)'", text)
     if missing:
         found = re.search(r"Available options in '.*?':\n((?:\t.*\n?)+)", text)
         options = found[1].split() if found else []

@@ -40,7 +40,8 @@ class BatchLauncher(BasicLauncher):
         """Run all jobs; failures are told by the batch, not by Hydra."""
         if not _launch:
             return super().launch(job_overrides, initial_job_idx)
-        assert self.hydra_context is not None and self.config is not None
+        assert self.hydra_context is not None
+        assert self.config is not None
         compose = self.hydra_context.config_loader.load_sweep_config
         jobs = [
             (initial_job_idx + i, filter_overrides(one), _own(compose(self.config, list(one))))
