@@ -12,8 +12,12 @@ from typing import Any
 import yaml
 
 from tl.config import DECIDED, PIPELINES, schema_keys
+from tl.config.launchers import PREFIX
+from tl.config.ray import RayConfig
+from tl.config.slurm import SlurmConfig
 
 REPO = Path(__file__).parents[1]
+LAUNCHERS = {"slurm": SlurmConfig, "ray": RayConfig}
 INTRODUCTION = """\
 # Configuration
 
@@ -43,10 +47,12 @@ def page() -> str:
     decided = ", ".join(f"`{key}`" for key in DECIDED)
     parts = [INTRODUCTION.format(presets=presets, decided=decided)]
     parts += [_table(f"tl {name}", schema) for name, schema in PIPELINES.items()]
+    for name, schema in LAUNCHERS.items():
+        parts.append(_table(f"tl train -m hydra/launcher={name}", schema, PREFIX))
     return "\n".join([*parts, *_presets()])
 
 
-def _table(title: str, schema: type[Any]) -> str:
+def _table(title: str, schema: type[Any], prefix: str = "") -> str:
     lines = [
         f"## {title}",
         "",
@@ -57,7 +63,12 @@ def _table(title: str, schema: type[Any]) -> str:
         hint = typing.get_type_hints(owner)[field.name]
         if dataclasses.is_dataclass(hint) or key.endswith("phases"):
             continue
-        cells = (f"`{key}`", _kind(hint, field.metadata), _default(field), field.metadata["help"])
+        cells = (
+            f"`{prefix}{key}`",
+            _kind(hint, field.metadata),
+            _default(field),
+            field.metadata["help"],
+        )
         lines.append("| " + " | ".join(map(_escape, cells)) + " |")
     return "\n".join([*lines, ""])
 
@@ -104,14 +115,14 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 def _presets() -> Iterator[str]:
     yield "## Presets\n"
-    for group in sorted(
-        p for p in (REPO / "conf").iterdir() if p.is_dir() and any(p.glob("*.yaml"))
-    ):
-        yield f"### {group.name}\n\n| preset | what it is |\n| --- | --- |"
+    conf = REPO / "conf"
+    for group in sorted(p for p in conf.rglob("*") if p.is_dir() and any(p.glob("*.yaml"))):
+        name = group.relative_to(conf).as_posix()
+        yield f"### {name}\n\n| preset | what it is |\n| --- | --- |"
         for file in sorted(group.glob("*.yaml")):
             comments = (line[2:] for line in file.read_text().splitlines() if line[:2] == "# ")
             text = next(line for line in comments if not line.startswith("@package"))
-            yield f"| `{group.name}={file.stem}` | {text} |"
+            yield f"| `{name}={file.stem}` | {text} |"
         yield ""
 
 

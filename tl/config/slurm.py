@@ -19,8 +19,8 @@ class SlurmConfig(Checked):
     cpus_per_task: int = setting(2, "cores of a process", low=1)
     mem_gb: float | None = setting(
         None,
-        "memory of a job on each of its nodes, GB; default: batch.memory_gb, else what the site "
-        "gives; twice as much after an attempt that needed more",
+        "memory of a job on each of its nodes, GB; default: what the site gives; twice as much "
+        "after an attempt that needed more",
         above=0,
     )
     gpus_per_node: int | None = setting(None, "GPUs on each node", low=0)
