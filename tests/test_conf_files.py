@@ -25,6 +25,7 @@ NEEDED = {
     "promote": ["name=flowers"],
     "sync": ["run=r"],
     "compare": ["tracking.experiment=x"],
+    "search": ["data.root=x"],
 }
 OPTIONS = [
     (file.parent.name, file.stem) for file in sorted(CONF.rglob("*.yaml")) if file.parent != CONF
@@ -49,7 +50,10 @@ def test_primary_configs_compose(pipeline):
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_options_compose_and_build(group, option, tmp_path):
-    config = compose("train", ["data.root=x", f"{group}={option}"], {"output_dir": "out"})
+    pipeline = "search" if group == "search" else "train"
+    config = compose(pipeline, ["data.root=x", f"{group}={option}"], {"output_dir": "out"})
+    if group == "search":
+        assert config.search.name == option
     if group == "model":
         assert config.model.name.startswith(option)
     if group in {"finetune", "augment"}:

@@ -55,6 +55,10 @@ MAY_IMPORT = {
     "registry": {"bundle", "config", "data", "evaluation", "fingerprints", "tracking"},
     "comparison": {"bundle", "config", "evaluation", "files", "pages", "sections", "tracking"},
     "tracking": {"bundle", "config", "files", "locks", "ranks"},
+    "search": {
+        *("config", "data", "models", "finetuning", "training", "module", "evaluation", "runs"),
+        *("display", "tracking", "pages", "locks", "cores", "stopping", "launching"),
+    },
     "report": {
         *("config", "advice", "data", "decision", "evaluation", "pages", "runs", "sections"),
         *("ranks",),

@@ -46,6 +46,15 @@ def own_process() -> str:
     return f"{_machine()} {os.getpid()} {_started(os.getpid())}"
 
 
+def lives(process: str) -> bool | None:
+    """Whether a process that called itself so is still there; None: it is of another machine."""
+    machine, _, own = process.partition(" ")
+    number, _, started = own.partition(" ")
+    if machine != _machine() or not started:
+        return None
+    return _started(number) == started
+
+
 def process_tags() -> dict[str, str]:
     """What a job says of its process when its run begins."""
     return {PROCESS: own_process(), HEARTBEAT: _now()}
@@ -107,13 +116,11 @@ def _open_runs_of(client: MlflowClient, experiments: list[str]) -> list[Run]:
 def _death(run: Run) -> str | None:
     """Why the job of a run must be dead; None where it may live."""
     tags = run.data.tags
-    machine, _, process = tags[PROCESS].partition(" ")
-    number, _, started = process.partition(" ")
     host = tags.get("tl.host", "its host")
-    if machine == _machine():
-        if _started(number) == started:
-            return None
-        return f"its process {number} on {host} is gone"
+    found = lives(tags[PROCESS])
+    if found is not None:
+        number = tags[PROCESS].split(" ")[1]
+        return None if found else f"its process {number} on {host} is gone"
     folder = tags.get("tl.output_dir", "")
     if folder and in_use(Path(folder)):
         return None  # another machine or container, with the same files
