@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from tl import ranks
-from tl.batches.jobs import RUNNING
-from tl.batches.ledger import Ledger
-from tl.batches.worker import Task, resolve, work
-
-LOOK_SECONDS = 0.2
+from tl.batches.engines.together import take_part
+from tl.batches.worker import Task, work
 
 
 def run(task: Task, tries: int, folder: Path) -> int:
@@ -33,7 +29,7 @@ def run(task: Task, tries: int, folder: Path) -> int:
     task, name, place = replace(task, rules=rules), worker_name(os.environ), ranks.place()
     over = folder / f"{name}.over"
     if place.rank > 0:
-        return _take_part(task, name, over)
+        return take_part(task, name, over)
     try:
         return work(task, name)
     finally:
@@ -55,17 +51,3 @@ def worker_name(variables: Mapping[str, str]) -> str:
 def _number(variables: Mapping[str, str], name: str) -> int:
     value = variables.get(name, "")
     return int(value) if value.isdigit() else 0
-
-
-def _take_part(task: Task, name: str, over: Path) -> int:
-    """Wait until the first process runs the job, and run it with it; the ledger is its business."""
-    os.environ.update(task.environment)
-    resolve(task.load)()
-    ledger, (key,) = Ledger(task.place), task.keys or ("",)
-    while not over.exists():
-        entry = ledger.read(key)
-        if entry is not None and entry.state == RUNNING and entry.attempts[-1].worker == name:
-            resolve(task.target)(entry.settings, ledger.job_folder(entry))
-            return 1
-        time.sleep(LOOK_SECONDS)
-    return 0
