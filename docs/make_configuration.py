@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from tl.config import DECIDED, PIPELINES, schema_keys
+from tl.config import DECIDED, PIPELINES, SearchConfig, schema_keys
 from tl.config.launchers import PREFIX
 from tl.config.ray import RayConfig
 from tl.config.slurm import SlurmConfig
@@ -59,7 +59,11 @@ def _table(title: str, schema: type[Any], prefix: str = "") -> str:
         "| key | value | default | what it is |",
         "| --- | --- | --- | --- |",
     ]
+    if schema is SearchConfig:
+        lines[2:2] = ["And every setting of `tl train`, of the job whose settings are searched.", ""]
     for key, owner, field in schema_keys(schema):
+        if schema is SearchConfig and not key.startswith("search."):
+            continue
         hint = typing.get_type_hints(owner)[field.name]
         if dataclasses.is_dataclass(hint) or key.endswith("phases"):
             continue
