@@ -113,7 +113,7 @@ def test_failures_are_reported_and_lost_jobs_resumed(cluster, presets, image_fol
 
     first, *_, last = found[LARGE].attempts
     assert (first.state, last.state) == (LOST, DONE)
-    assert "needed more memory than mem_gb=2" in first.error
+    assert first.error == "needed more memory than 2 GB; the next attempt asks for 4 GB"
     asked = Counter(_memory(script) for script in (place / "ledger/slurm").glob("*_submission.sh"))
     assert asked.keys() == {"2048M", "4096M"}
 

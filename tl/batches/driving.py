@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tl.batches.engines import Engine
-from tl.batches.errors import EngineError
+from tl.batches.errors import EngineError, FullError
 from tl.batches.jobs import DONE, LOST, RUNNING, Entry
 from tl.batches.ledger import Ledger
 from tl.batches.worker import Task, run_job
@@ -232,8 +232,14 @@ class _Crew:
             if self._tries.get(key) != tries:
                 self._idle.pop(key, None)
             self._check(key)
+            try:
+                handle = self.engine.start(replace(self.task, keys=(key,)))
+            except FullError:
+                if not self.alive:
+                    raise
+                return
             self._tries[key] = tries
-            self.alive.append((self.engine.start(replace(self.task, keys=(key,))), key))
+            self.alive.append((handle, key))
 
     def _check(self, key: str | None) -> None:
         """Give up where workers end and no job begins."""

@@ -11,3 +11,7 @@ class BatchError(RequestError):
 
 class EngineError(TlError):
     """What starts the workers of a batch failed; the same command goes on."""
+
+
+class FullError(EngineError):
+    """No worker can be added as long as the others are there."""

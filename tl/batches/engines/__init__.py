@@ -28,6 +28,7 @@ class Engine(Protocol):
         """Start a worker, or put it into a queue; returns a handle.
 
         Raises:
+            FullError: There must be fewer first.
             EngineError: That cannot be done now.
         """
 

@@ -13,7 +13,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from tl.batches.engines import slurm_site as site
 from tl.batches.engines.slurm_node import run
-from tl.batches.errors import EngineError
+from tl.batches.errors import EngineError, FullError
 from tl.batches.jobs import Entry
 from tl.batches.ledger import LEDGER, Ledger
 from tl.batches.worker import Task
@@ -24,6 +24,9 @@ FOLDER = "slurm"
 LINES = 3
 PATIENCE_SECONDS = 60.0  # for a controller that does not take a job
 AGAIN_SECONDS = 5.0
+FULL = re.compile(r"submit limit|MaxSubmit|MaxJobs", re.IGNORECASE)
+FULL_SECONDS = 30.0  # between two tries at a queue that takes no more
+NO_MORE = "Slurm takes no more jobs of yours now; batch.jobs= keeps fewer in the queue"
 GONE_LOOKS = 2  # that do not find a job before it counts as gone
 # How Slurm's logs, and the ledger, tell that a job needed more memory than it had.
 MEMORY_LOG = re.compile(r"exceeded memory limit|oom.kill", re.IGNORECASE)
@@ -47,11 +50,13 @@ class Handle:
         job: As submitit knows it.
         memory_gb: That it asked for; None: what the site gives.
         known: As the queue saw it last.
+        looks: At the queue, when it was seen last or was put there.
         gone: Looks in a row that did not find it.
     """
 
     job: Any
     memory_gb: float | None
+    looks: int = 0
     known: site.Queued | None = None
     gone: int = 0
 
@@ -77,6 +82,7 @@ class SlurmEngine:
         self.name = "tl-" + re.sub(r"[^\w.-]", "_", self.place.name)
         self.queue = site.Queue(self.name)
         self._last: dict[str, Handle] = {}
+        self._full_until = float("-inf")
         self.executor = _executor(self.asked, self.place / LEDGER / FOLDER)
         self.executor.update_parameters(**self._parameters(self.asked.mem_gb))
         self._check()
@@ -132,8 +138,11 @@ class SlurmEngine:
         """Put a worker into the queue; with more memory where an attempt needed more.
 
         Raises:
+            FullError: The site lets nobody have more jobs in the queue.
             EngineError: Slurm does not take it.
         """
+        if time.monotonic() < self._full_until:
+            raise FullError(NO_MORE)
         (key,) = task.keys or ("",)
         entry = Ledger(self.place).read(key)
         tries = 1 + (task.rules.failures(entry) if entry else 0)
@@ -148,13 +157,23 @@ class SlurmEngine:
                 job = self.executor.submit(run, task, tries, self.executor.folder)
                 break
             except (FailedJobError, FailedSubmissionError, OSError) as error:
+                if FULL.search(str(error)):
+                    self._full_until = time.monotonic() + FULL_SECONDS
+                    raise FullError(f"{NO_MORE}: {site.plain(str(error))}") from error
                 if time.monotonic() > deadline:
                     msg = f"Slurm does not take a job: {site.plain(str(error))}"
                     raise EngineError(msg) from error
                 time.sleep(AGAIN_SECONDS)
-        handle = Handle(job, memory_gb)
+        handle = Handle(job, memory_gb, self.queue.looks)
         self._last[key] = handle
         return handle
+
+    def _more_memory(self, had: float | None) -> str:
+        if had is None:
+            return "needed more memory than the site gives: ask for some by hydra.launcher.mem_gb="
+        more = self._at_most(had * 2)
+        then = f"the next attempt asks for {more:g} GB" if more > had else "no node has more"
+        return f"needed more memory than {had:g} GB; {then}"
 
     def _at_most(self, memory_gb: float) -> float:
         """GB, but no more than a node has."""
@@ -174,12 +193,12 @@ class SlurmEngine:
 
     def alive(self, handle: Handle) -> bool:
         """Whether the job is in the queue, or runs; one of a dead node will run again."""
-        new = self.queue.look()
-        found = self.queue.jobs.get(handle.job.job_id)
-        if found is not None:
-            handle.known = found
-        if not new:
+        looks = self.queue.look()
+        if looks == handle.looks:
             return handle.gone < GONE_LOOKS
+        handle.looks = looks
+        found = self.queue.jobs.get(handle.job.job_id)
+        handle.known = found or handle.known
         if found is not None and found.state in site.ENDED:
             handle.gone = GONE_LOOKS
         elif found is None or found.state in site.OVER:
@@ -200,8 +219,7 @@ class SlurmEngine:
     def why(self, handle: Handle) -> str:
         """Why Slurm ended it, to be put behind "job 3"; empty where it is not known."""
         if _short_of_memory(handle):
-            limit = f" than mem_gb={handle.memory_gb:g}" if handle.memory_gb else ""
-            return f"needed more memory{limit}"
+            return self._more_memory(handle.memory_gb)
         return ENDS.get(handle.known.state, "") if handle.known else ""
 
     def kill(self, handle: Handle) -> None:

@@ -21,7 +21,9 @@ from tl.config.slurm import SlurmConfig
 
 PROGRAMS = ("sbatch", "squeue", "sinfo", "scancel", "srun")
 ANSWER_SECONDS = 20.0  # Slurm's commands give up after 9 s, where the site did not change that
-LOOK_SECONDS = 2.0  # between two questions about the queue
+# Between two questions about the queue, which tells of deaths only: all users ask one controller.
+LOOK_SECONDS = (2.0, 15.0)
+LOOK_SHARE = 0.05  # of the time that the batch runs
 DAY_MINUTES = 24 * 60
 # What Slurm says of a job that will not run again. A job of a dead node, or a preempted one, may.
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL"}
@@ -242,29 +244,30 @@ class Queue:
 
     name: str
     jobs: dict[str, Queued] = field(default_factory=dict)
-    silent_since: float | None = None
+    looks: int = 0
+    _began: float = field(default_factory=time.monotonic)
     _asked: float = float("-inf")
 
-    def look(self) -> bool:
-        """Ask again where the last answer is old; whether there is a new one.
+    def look(self) -> int:
+        """Ask again where the last answer is old; returns how many answers there were.
 
         While the controller does not answer, all is as it was: jobs go on without it.
         """
         now = time.monotonic()
-        if now - self._asked < LOOK_SECONDS:
-            return False
+        least, most = LOOK_SECONDS
+        if now - self._asked < min(max((now - self._began) * LOOK_SHARE, least), most):
+            return self.looks
         try:
             text = run(
                 *("squeue", "--noheader", "--states=all", "--format=%A|%T|%m|%r"),
                 *(f"--user={os.getuid()}", f"--name={self.name}"),
             )
         except EngineError:
-            self.silent_since = self.silent_since or now
+            return self.looks
+        finally:
             self._asked = time.monotonic()
-            return False
-        self.silent_since, self._asked = None, time.monotonic()
-        self.jobs = {}
+        self.jobs, self.looks = {}, self.looks + 1
         for line in text.splitlines():
             number, state, memory, reason = line.strip().split("|", 3)
             self.jobs[number] = Queued(state, reason, megabytes(memory))
-        return True
+        return self.looks
