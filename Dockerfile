@@ -61,8 +61,9 @@ RUN /opt/sbom/bin/cyclonedx-py environment --pyproject /src/pyproject.toml \
 
 FROM packages
 COPY --from=sbom /sbom.cdx.json /opt/tl/sbom.cdx.json
-RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
-    /opt/tl/bin/pip install --no-deps --no-index --no-cache-dir /dist/*.whl
+# Copied, not mounted: buildah does not look into a mount when it asks whether this step was made before.
+COPY --from=wheel /dist /dist
+RUN /opt/tl/bin/pip install --no-deps --no-index --no-cache-dir /dist/*.whl
 # Any uid may run the image (--user): one without an entry in /etc/passwd has no name and no home, and
 # MLflow asks for both. What is written at run time goes below /output, /cache and /tmp alone, so that
 # the rest may be read-only.
