@@ -69,6 +69,8 @@ class TransferModule(pl.LightningModule):
         self.split: Split | None = None
         self.head_steps = self.batch_size = 0
         self.after_step: Callable[[], None] | None = None  # called where a batch is many steps
+        self.cut_up: Callable[[TransferModule], None] | None = None  # shares the weights out
+        self.before_val: Callable[[TransferModule], None] | None = None
         self._modes: list[tuple[nn.Module, bool]] = []
         self._unread: int | None = None  # images of val to come; None: all that come
         self.strict_loading = False  # checkpoints hold what trains, and nothing else
@@ -104,15 +106,24 @@ class TransferModule(pl.LightningModule):
                 assert self.split.linear is not None
                 found: Tensor = self.split.linear(batch["rows"])
                 return found
-            return self.split.suffix(batch["values"])
+            return self.split.run_suffix(self.model, batch["values"])
         images = batch["image"].contiguous(memory_format=torch.channels_last)
         outputs: Tensor = self.model(images)
         return outputs
 
+    def configure_model(self) -> None:
+        """Cut the model up where processes share it out, once."""
+        if self.cut_up is not None:
+            cut_up, self.cut_up = self.cut_up, None
+            cut_up(self)
+
     def trained_state(self) -> dict[str, Tensor]:
-        """What the phase changes, by its names in the model: weights, and buffers of its stages."""
+        """What the phase changes, by its names in the model: weights, and buffers of its stages.
+
+        What processes share out is whole here: all must ask for it.
+        """
         names = state_names(self.model, self.stages, self.phase)
-        return {name: v for name, v in self.model.state_dict().items() if name in names}
+        return {n: _whole(v) for n, v in self.model.state_dict().items() if n in names}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what trains: the rest is what the phase began with."""
@@ -221,6 +232,8 @@ class TransferModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Count the images of this process that are no repeats."""
+        if self.before_val is not None:
+            self.before_val(self)
         sampler = getattr(self.trainer.val_dataloaders, "sampler", None)
         self._unread = getattr(sampler, "own", None)
 
@@ -287,6 +300,12 @@ class TransferModule(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+
+def _whole(value: Any) -> Tensor:
+    """A tensor, put together where each process has a part of it."""
+    found: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
+    return found
 
 
 def warmup_cosine(optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> LRScheduler:

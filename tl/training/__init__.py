@@ -44,6 +44,7 @@ from tl.training.lightning import (
 )
 from tl.training.objectives import loss_facts, objective_for
 from tl.training.selection import select_features
+from tl.training.sharding import is_sharded, prepare_shards
 from tl.training.speed import estimate
 from tl.training.state import (
     PhaseResult,
@@ -268,6 +269,8 @@ class _Fit:
             ],
         )
         self.device = trainer.strategy.root_device
+        if is_sharded(trainer):
+            prepare_shards(self.module)
         prepared = self._prepare(trainer)
         display.facts(prepared.title, prepared.facts)
         log_facts({prepared.title: prepared.facts}, f"{name}-cache")
@@ -310,6 +313,8 @@ class _Fit:
         ranks.on_first(write_decision)(self.folder, cached=prepared.data is not None)
         self.cached = prepared.data
         if self.cached is not None:
+            if is_sharded(trainer):
+                self.cached.one_step_a_batch()
             steps = self.cached.steps_per_epoch * self.phase.epochs
             reading = self.cached.reading
             self.module.read_values(reading.split, head_steps=steps, batch_size=reading.step_rows)

@@ -9,6 +9,7 @@ from typing import Any
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 
 from tl import ranks
+from tl.training.sharding import NAME, fsdp
 
 
 class Started(ClusterEnvironment):
@@ -77,6 +78,8 @@ def for_processes(args: Mapping[str, Any]) -> dict[str, Any]:
         return found
     if not isinstance(found.get("devices"), (list, tuple)):
         found["devices"] = ranks.here().local_world
+    if found.get("strategy") == NAME:
+        found |= fsdp(ranks.world())
     plugins = found.get("plugins") or []
     found["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), Started()]
     return found
