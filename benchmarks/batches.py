@@ -1,9 +1,9 @@
 """What a batch costs beside its jobs: `python benchmarks/batches.py [jobs=200] [at_once=2]`.
 
-Trains the smallest network on a few images, once for each seed, with `hydra/launcher=local`, and
-compares what a job takes of a place, what the ledger says of its own process, and its own
-`total_seconds`, which begin when torch is loaded and end when the model is judged. Prints the
-memory of the process that drives the batch, too.
+Trains the smallest network on a few images, once for each seed, with `hydra/launcher=local`, or with
+an own Ray of this machine (`launcher=ray`), and compares what a job takes of a place, what the
+ledger says of its own process, and its own `total_seconds`, which begin when torch is loaded and
+end when the model is judged. Prints the memory of the process that drives the batch, too.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ SETTINGS = (
 )
 
 
-def main(jobs: int = 200, at_once: int = 2) -> None:
+def main(jobs: int | str = 200, at_once: int | str = 2, launcher: str = "local") -> None:
     """Run a batch and print what it cost."""
+    jobs, at_once = int(jobs), int(at_once)
+    ray = ("hydra.launcher.address=local", "hydra.launcher.num_cpus=1", "hydra.launcher.num_gpus=0")
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         data = f"data.root={prepare('tiny')}"
@@ -36,7 +38,8 @@ def main(jobs: int = 200, at_once: int = 2) -> None:
         command = [
             *(str(Path(sys.executable).with_name("tl")), "train", "-m", data),
             *(*SETTINGS, seeds, f"batch.jobs={at_once}", f"output_dir={place}/batch"),
-            *("hydra/launcher=local", f"tracking.uri=sqlite:///{place}/mlflow.db"),
+            *(f"hydra/launcher={launcher}", f"tracking.uri=sqlite:///{place}/mlflow.db"),
+            *(ray if launcher == "ray" else ()),
         ]
         began = time.monotonic()
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
@@ -85,4 +88,4 @@ def report(place: Path, wall: float, at_once: int, memory: dict[int, float]) -> 
 
 
 if __name__ == "__main__":
-    main(**{k: int(v) for k, _, v in (arg.partition("=") for arg in sys.argv[1:])})
+    main(**{k: v for k, _, v in (arg.partition("=") for arg in sys.argv[1:])})
