@@ -1,9 +1,9 @@
 """What a batch costs beside its jobs: `python benchmarks/batches.py [jobs=200] [at_once=2]`.
 
-Trains the smallest network on a few images, once for each seed, with `hydra/launcher=local` or, with
-`launcher=ray`, an own Ray of this machine. Compares what a job takes of a place, what the ledger
-says of its own process, and its own `total_seconds`, which begin when torch is loaded and end when
-the model is judged. Prints the memory of the process that drives the batch, too.
+Trains the smallest network on a few images, once for each seed, with `hydra/launcher=local`; with
+an own Ray of this machine where `launcher=ray` is given. Compares what a job takes of a place, what
+the ledger says of its own process, and its own `total_seconds`, which begin when torch is loaded
+and end when the model is judged. Prints the memory of the process that drives the batch, too.
 """
 
 from __future__ import annotations
