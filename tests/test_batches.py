@@ -162,6 +162,7 @@ def test_back_off_doubles():
 HOLDER = """
 import sys, time
 from pathlib import Path
+from tl.batches.ledger import Ledger
 ledger = Ledger(Path(sys.argv[1]))
 (entry,) = ledger.all()
 assert ledger.lock(entry.key)

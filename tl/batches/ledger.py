@@ -43,6 +43,7 @@ class Ledger:
     def __init__(self, place: Path) -> None:
         self.place = place
         self.folder = place / LEDGER
+        self._read: dict[str, tuple[tuple[int, int], Entry]] = {}  # file that it was read from
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             (place / LOGS).mkdir(exist_ok=True)
@@ -98,10 +99,12 @@ class Ledger:
         """
         path = self.folder / f"{key}.json"
         try:
-            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            attempts = tuple(Attempt(**attempt) for attempt in values.pop("attempts"))
-            overrides = tuple(values.pop("overrides"))
-            return Entry(**values, attempts=attempts, overrides=overrides)
+            found = path.stat()
+            version = (found.st_ino, found.st_mtime_ns)
+            known = self._read.get(key)
+            if known is None or known[0] != version:
+                known = self._read[key] = (version, _entry(path.read_text(encoding="utf-8")))
+            return known[1]
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError) as error:
@@ -263,6 +266,13 @@ class Ledger:
         except OSError as error:
             msg = f"cannot write {self.folder / name}: {error.strerror}"
             raise BatchError(msg) from error
+
+
+def _entry(text: str) -> Entry:
+    values: dict[str, Any] = json.loads(text)
+    attempts = tuple(Attempt(**attempt) for attempt in values.pop("attempts"))
+    overrides = tuple(values.pop("overrides"))
+    return Entry(**values, attempts=attempts, overrides=overrides)
 
 
 def _numbered(place: Path) -> set[int]:
