@@ -15,17 +15,22 @@ from .store import TrackingError, environment
 PARENT = (
     "TL_PARENT_RUN"  # folder of the run above all jobs that this process and its children start
 )
+GIVEN = "MLFLOW_RUN_ID"
+_given: set[str] = set()  # runs that a job of this process has taken
 
 
 def parent_named() -> dict[str, Any] | None:
     """The run above this job that the environment names, as a spool keeps it.
+
+    That is the one that TL_PARENT_RUN names, or the one that an earlier job of this process took.
 
     Raises:
         TrackingError: There is no run in that folder.
     """
     folder = os.environ.get(PARENT)
     if not folder:
-        return None
+        given = os.environ.get(GIVEN)
+        return {"run_id": given} if given in _given else None
     known = read_record(Path(folder))
     if not known.get("job"):
         msg = f"{PARENT}={folder} names no folder of a run with a run.json; unset it"
@@ -49,6 +54,19 @@ def await_run(folder: Path, seconds: float = 60.0) -> None:
             msg = f"another process works on {folder}, and its MLflow run did not begin; try again"
             raise TrackingError(msg)
         time.sleep(0.2)
+
+
+def run_given() -> str | None:
+    """Id of the run that was made for this process, as `mlflow run` does, before it began.
+
+    It is for one job: what this process begins afterwards, and what jobs of a batch do in processes
+    of their own, is below it.
+    """
+    given = os.environ.get(GIVEN)
+    if not given or given in _given or os.environ.get(PARENT):
+        return None
+    _given.add(given)
+    return given
 
 
 @contextmanager

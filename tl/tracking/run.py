@@ -14,7 +14,7 @@ from typing import Any
 from tl.config import Interrupted, TlError, TrackingConfig
 
 from .identity import job_of, job_tags, run_title
-from .parents import parent_named
+from .parents import GIVEN, parent_named, run_given
 from .processes import process_tags, repair_runs
 from .records import RECORD, RunRecord, read_record
 from .sending import Sender
@@ -95,7 +95,8 @@ def start_run(
     The run ends as FINISHED, as KILLED after Ctrl-C or SIGTERM, or as FAILED after an exception,
     whose first line becomes the tag `error`. `output_dir/run.json` says where the record is. Other
     processes of a distributed job than the first log nothing. While the store is away, all that is
-    logged waits in `output_dir/spool`; a job within a job is its child.
+    logged waits in `output_dir/spool`; a job within a job is its child. Where MLFLOW_RUN_ID names a
+    run, as within `mlflow run`, a new job logs into that one.
 
     Args:
         config: Settings; `experiment` and `run_name` there come before the arguments.
@@ -126,6 +127,7 @@ def start_run(
             "name": config.run_name or run_title(run_name, job),
             "tags": {k: redacted(str(v)) for k, v in tags.items()},
             "parent": _parent(parent),
+            "run_id": known.get("run_id") or (None if known or _above.get() else run_given()),
         }
         run, record = _begin(uri, job, values, output_dir, known)
         monitor = None
@@ -235,7 +237,6 @@ def _begin(
             "tracking_uri": redacted(uri),
             **values,
             "tags": {**resolve_tags(), **values["tags"], **process_tags()},
-            "run_id": known.get("run_id"),
             "resumed": bool(known),
             "start": time.time_ns() // 10**6,
         }
@@ -252,6 +253,8 @@ def _begin(
         reason = str(sender.failure)
         if known.get("run_id"):
             reason += f"\nto log into a new run instead, delete {output_dir / RECORD}"
+        elif values["run_id"]:
+            reason += f"\nto log into a new run instead, unset {GIVEN}, which names that one"
         raise StoreError(uri, reason) from sender.failure
     record.begin()
     return TrackedRun(sender, uri, output_dir, job), record
