@@ -17,6 +17,7 @@ from tl.config import Interrupted
 
 TICK_SECONDS = 0.5
 LOST_SECONDS = 5.0  # a worker that lives says better why its job died
+SILENT_SECONDS = 60.0  # and an engine where both are gone: it may not know yet that they are
 HERE = "this process"
 INTERRUPTED_CODE = 130
 IDLE_DEATHS = 3  # workers that ended in a row without having begun a job
@@ -116,18 +117,22 @@ class Call:
                 continue
             state = self.ledger.state(entry)
             if state == LOST and entry.state == RUNNING:
-                entry = self._settled(entry, crew.why(key) if crew is not None else "")
+                entry = self._settled(entry, crew)
                 state = self.ledger.state(entry)
+            else:
+                self._lost_since.pop(key, None)
             lost = state == LOST and entry.state == RUNNING  # a moment ago
             to_run = self.task.rules.may_run(entry, state)
             queued = crew is not None and crew.queued(key)
             views.append(View(entry, state, queued, to_run or lost or state == RUNNING))
         return sorted(views, key=lambda view: view.entry.number)
 
-    def _settled(self, entry: Entry, why: str) -> Entry:
+    def _settled(self, entry: Entry, crew: _Crew | None) -> Entry:
         """Write down a loss that no worker has written down, and what the engine knows of it."""
+        why = crew.why(entry.key) if crew is not None else ""
+        waits = crew is not None and not why and crew.has(entry.key)
         since = self._lost_since.setdefault(entry.key, time.monotonic())
-        if time.monotonic() - since < LOST_SECONDS:
+        if time.monotonic() - since < (SILENT_SECONDS if waits else LOST_SECONDS):
             return entry
         del self._lost_since[entry.key]
         last = entry.attempts[-1]
@@ -194,6 +199,10 @@ class _Crew:
                 self.alive.remove((handle, key))
                 self._idle[key] = self._idle.get(key, 0) + 1
                 self._ended[key] = handle
+
+    def has(self, key: str) -> bool:
+        """Whether a job has a worker of its own, as far as the engine knows."""
+        return any(key == of for _, of in self.alive)
 
     def why(self, key: str) -> str:
         """Why the worker of a job ended, or was interrupted; empty where that is not known."""
