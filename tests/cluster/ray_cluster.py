@@ -11,9 +11,11 @@ their own. All of it ends with the block: Ray's own `ray stop` would end every R
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import shutil
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,12 +56,12 @@ class RayCluster:
 
 
 @contextlib.contextmanager
-def ray_cluster(cpus: int = 2, options: tuple[str, ...] = ()) -> Iterator[RayCluster]:
+def ray_cluster(cpus: tuple[int, int] = (2, 2), *, bare: bool = False) -> Iterator[RayCluster]:
     """A cluster whose processes end with the block.
 
     Args:
-        cpus: Of each node.
-        options: Further ones of `ray start`, for both nodes.
+        cpus: Of the nodes.
+        bare: Whether `two` has a Python with Ray, but without tl.
     """
     with contextlib.ExitStack() as stack:
         # Not pytest's folder: the path of a socket holds 107 characters, and Ray adds 60.
@@ -73,16 +75,28 @@ def ray_cluster(cpus: int = 2, options: tuple[str, ...] = ()) -> Iterator[RayClu
         one, two = found["one"], found["two"]
         address = f"{one.address}:{PORT}"
         head = ("--head", f"--port={PORT}", "--include-dashboard=false")
-        for host, role in ((one, head), (two, (f"--address={address}",))):
+        roles = ((one, head), (two, (f"--address={address}",)))
+        for (host, role), number in zip(roles, cpus, strict=True):
             own = (
                 f"--node-ip-address={host.address}",
                 f"--temp-dir={folder / host.name}",
-                f"--num-cpus={cpus}",
+                f"--num-cpus={number}",
                 f"--object-store-memory={STORE_BYTES}",
             )
-            started = host.run([RAY, "start", *role, *own, *options])
+            program, also = _without_tl() if bare and host is two else ([RAY], {})
+            started = host.run([*program, "start", *role, *own], env={**os.environ, **also})
             assert started.returncode == 0, started.stdout + started.stderr
         yield RayCluster(one, two, address, token, folder)
+
+
+def _without_tl() -> tuple[list[str], dict[str, str]]:
+    """The command `ray` of a Python that has our packages, and variables for it.
+
+    An editable installation is a file in site-packages that only its own environment reads.
+    """
+    packages = sysconfig.get_paths()["purelib"]
+    code = "from ray.scripts.scripts import main; main()"
+    return [sys._base_executable, "-c", code], {"PYTHONPATH": packages}
 
 
 def missing() -> str:

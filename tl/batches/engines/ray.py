@@ -15,7 +15,7 @@ from typing import Any
 from tl.batches.engines import ray_site as site
 from tl.batches.engines.ray_node import Request
 from tl.batches.errors import EngineError
-from tl.batches.ledger import LEDGER
+from tl.batches.ledger import LEDGER, Ledger
 from tl.batches.worker import GRACE_SECONDS, Task
 from tl.config.launchers import launcher_config
 from tl.config.ray import RayConfig
@@ -36,14 +36,20 @@ class Handle:
     Args:
         reference: Of what it returns.
         log: That its worker writes; not there as long as it waits.
+        others: References of the other processes of the job.
+        group: That they are placed by.
         node: Ray's name of the node that it runs on; empty: it waits.
+        ended: When, on `time.monotonic`; None: it waits or runs.
         reason: Why it ended without a word of its own.
-        over: Whether it ended.
+        over: Whether all of its processes are gone.
     """
 
     reference: Any
     log: Path
+    others: tuple[Any, ...] = ()
+    group: Any = None
     node: str = ""
+    ended: float | None = None
     reason: str = ""
     over: bool = False
 
@@ -69,10 +75,10 @@ class RayEngine:
         self.folder = self.place / LEDGER / FOLDER
         self.ray = site.connect(self.asked)
         self.gpus = site.gpus(self.ray, self.asked)
-        options = site.options(self.asked, self.gpus)
-        site.check_room(self.ray, self.asked, options)
-        name = f"tl {self.place.name}"
-        self._begin = self.ray.remote(on_any_node()).options(name=name, max_retries=0, **options)
+        self.options = site.options(self.asked, self.gpus)
+        site.check_room(self.ray, self.asked, self.options)
+        options = {"name": f"tl {self.place.name}", "max_retries": 0, **self.options}
+        self._begin = self.ray.remote(on_any_node()).options(**options)
         self._handles: list[Handle] = []
         self._looked = self._counted = float("-inf")
         self._dead: set[str] = set()
@@ -83,14 +89,38 @@ class RayEngine:
         log = self.folder / f"{task.session}-{len(self._handles)}.txt"
         own = {name: value for name, value in task.environment.items() if name not in RAYS_OWN}
         task = replace(task, place=self.place, environment=own)
-        request = Request(task, log, self._environment())
+        request = Request(task, log, self._environment(), world=self.asked.processes)
         try:
-            reference = self._begin.remote(version("tl"), pickle.dumps(request))
+            handle = self._together(request) if request.world > 1 else self._alone(request)
         except self.ray.exceptions.RayError as error:
             raise EngineError(f"Ray does not take a job: {site.plain(error)}") from error
-        handle = Handle(reference, log)
         self._handles.append(handle)
         return handle
+
+    def _alone(self, request: Request, **where: Any) -> Handle:
+        begin = self._begin.options(**where) if where else self._begin
+        return Handle(begin.remote(version("tl"), pickle.dumps(request)), request.log)
+
+    def _together(self, request: Request) -> Handle:
+        """Several processes, which Ray begins all or none of."""
+        util, task = self.ray.util, request.task
+        # When one of them goes all end, and all are begun again: an attempt is a group.
+        entry = Ledger(self.place).read((task.keys or ("",))[0])
+        tries = task.rules.failures(entry) + 1 if entry else 1
+        task = replace(task, stay=False, rules=replace(task.rules, attempts=tries))
+        bundles = [site.resources(self.options)] * request.world
+        group = util.placement_group(bundles, strategy=self.asked.placement.value)
+        begun = [
+            self._alone(
+                replace(request, task=task, rank=rank),
+                scheduling_strategy=util.scheduling_strategies.PlacementGroupSchedulingStrategy(
+                    placement_group=group, placement_group_bundle_index=rank
+                ),
+            )
+            for rank in range(request.world)
+        ]
+        others = tuple(handle.reference for handle in begun[1:])
+        return replace(begun[0], others=others, group=group)
 
     def _environment(self) -> dict[str, str]:
         cores = str(self.asked.num_cpus)
@@ -105,15 +135,25 @@ class RayEngine:
 
     def alive(self, handle: Handle) -> bool:
         """Whether it waits or runs, as far as Ray knows."""
-        if handle.over:
-            return False
-        ready, _ = self.ray.wait([handle.reference], timeout=0, fetch_local=False)
-        if ready:
-            handle.over, handle.reason = True, self._outcome(handle)
-        elif not self.waits(handle) and self._is_dead(handle.node):
-            # Ray itself would wait minutes for an answer of a node whose network is gone.
-            handle.over, handle.reason = True, "Ray lost its node"
+        if handle.ended is None:
+            ready, _ = self.ray.wait([handle.reference], timeout=0, fetch_local=False)
+            if ready:
+                handle.ended, handle.reason = time.monotonic(), self._outcome(handle)
+            elif not self.waits(handle) and self._is_dead(handle.node):
+                # Ray itself would wait minutes for an answer of a node whose network is gone.
+                handle.ended, handle.reason = time.monotonic(), "Ray lost its node"
+        if handle.ended is not None and not handle.over:
+            handle.over = handle.group is None or self._disbanded(handle, handle.ended)
         return not handle.over
+
+    def _disbanded(self, handle: Handle, since: float) -> bool:
+        """Whether the other processes have ended, which are nothing without the first."""
+        others = [*handle.others]
+        _, left = self.ray.wait(others, num_returns=len(others), timeout=0, fetch_local=False)
+        if left and time.monotonic() - since < GRACE_SECONDS:
+            return False
+        self.ray.util.remove_placement_group(handle.group)
+        return True
 
     def _outcome(self, handle: Handle) -> str:
         """Why a task ended without a word of its own; empty where it did what it was to do."""
@@ -136,9 +176,9 @@ class RayEngine:
 
     def waits(self, handle: Handle) -> bool:
         """Whether no node has begun it."""
-        if not handle.node and not handle.over:
+        if not handle.node and handle.ended is None:
             self._look()
-        return not handle.node and not handle.over
+        return not handle.node and handle.ended is None
 
     def _look(self) -> None:
         """Learn from their logs which tasks were begun, and where."""
@@ -165,7 +205,8 @@ class RayEngine:
 
     def kill(self, handle: Handle) -> None:
         """Take it out of the queue; a job that runs writes its checkpoint."""
-        self.ray.cancel(handle.reference, force=False, recursive=False)
+        for reference in (handle.reference, *handle.others):
+            self.ray.cancel(reference, force=False, recursive=False)
 
     def close(self) -> None:
         """Leave the cluster; what still runs there would be killed, so let it end first."""
@@ -195,6 +236,8 @@ def on_any_node() -> Callable[[str, bytes], str]:
         if installed("tl") != wanted:
             msg = f"{here} has tl {installed('tl')}, not {wanted}: install one version everywhere"
             raise RuntimeError(msg)
-        return run(pickle.loads(request), ray.get_runtime_context().get_node_id())
+        util: Any = ray.util
+        node = ray.get_runtime_context().get_node_id()
+        return run(pickle.loads(request), node, util.get_node_ip_address())
 
     return begin

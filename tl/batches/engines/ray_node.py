@@ -11,15 +11,19 @@ import ctypes
 import os
 import platform
 import signal
+import socket
 import subprocess
 import sys
+import time
 import traceback
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from tl.batches.engines.together import take_part
 from tl.batches.worker import Task, work
+from tl.files import replacing
 
 LOOK_SECONDS = 0.2  # Ray interrupts Python code only
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
@@ -33,19 +37,29 @@ class Request:
         task: What the worker is to do.
         log: What the worker prints; its first line says where it runs.
         environment: Variables that the call of the batch has.
+        rank: Of this process among those of the job.
+        world: How many the job has.
     """
 
     task: Task
     log: Path
     environment: dict[str, str]
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def own_log(self) -> Path:
+        """That of this process."""
+        return self.log.with_suffix(f".{self.rank}.txt") if self.rank else self.log
 
 
-def run(request: Request, node: str) -> str:
+def run(request: Request, node: str, address: str) -> str:
     """Do a task in the process beside this worker of Ray.
 
     Args:
         request: Of the call.
         node: Ray's name of this node.
+        address: By which other nodes reach it.
 
     Returns:
         Why the process ended; empty where it did its task.
@@ -57,13 +71,8 @@ def run(request: Request, node: str) -> str:
     if not (place / "ledger").is_dir():
         msg = f"{platform.node()} does not see {place}: output_dir must be on a disk of all nodes"
         raise FileNotFoundError(msg)
-    request.log.write_text(f"{began(node)}\n", encoding="utf-8")
+    request.own_log.write_text(f"node {node} {platform.node()} {address}\n", encoding="utf-8")
     return _beside().do(request, {**os.environ, **request.environment})
-
-
-def began(node: str) -> str:
-    """The first line of a log, from which the call learns that the task no longer waits."""
-    return f"node {node} {platform.node()}"
 
 
 class _Beside:
@@ -135,16 +144,21 @@ def main() -> None:
         os.environ.clear()
         os.environ.update(environment)
         pipe.send(_done(request))
+        if request.rank:
+            return  # the job ran in this very process
 
 
 def _done(request: Request) -> str:
     """Do a task; what went wrong with it."""
-    log = os.open(request.log, os.O_WRONLY | os.O_APPEND)
+    log = os.open(request.own_log, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(log, stream)
     os.close(log)
     try:
-        work(request.task)
+        if request.world > 1:
+            _together(request)
+        else:
+            work(request.task)
     except Exception as error:
         traceback.print_exc()
         return str(error).split("\n")[0] or type(error).__name__
@@ -152,6 +166,33 @@ def _done(request: Request) -> str:
         sys.stdout.flush()
         sys.stderr.flush()
     return ""
+
+
+def _together(request: Request) -> None:
+    """Run a job with the processes of other tasks; each of them is a host to the others."""
+    meeting, over = request.log.with_suffix(".meeting"), request.log.with_suffix(".over")
+    if request.rank == 0:
+        address = request.log.read_text(encoding="utf-8").split()[3]
+        with socket.socket() as probe:
+            probe.bind((address, 0))
+            port = probe.getsockname()[1]
+        with replacing(meeting) as part:
+            part.write_text(f"{address} {port}", encoding="utf-8")
+    while not meeting.exists():
+        time.sleep(LOOK_SECONDS)
+    address, port = meeting.read_text(encoding="utf-8").split()
+    variables = {"RANK": request.rank, "LOCAL_RANK": 0, "MASTER_ADDR": address, "MASTER_PORT": port}
+    variables |= {"WORLD_SIZE": request.world, "GROUP_WORLD_SIZE": request.world}
+    os.environ.update({name: str(value) for name, value in variables.items()}, LOCAL_WORLD_SIZE="1")
+    name = request.log.stem
+    try:
+        if request.rank:
+            take_part(request.task, name, over)
+        else:
+            work(request.task, name)
+    finally:
+        if not request.rank:
+            over.touch()
 
 
 def _die_with(parent: int) -> None:

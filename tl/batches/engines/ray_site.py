@@ -53,6 +53,8 @@ def connect(asked: RayConfig) -> Any:
         raise BatchError(f"{_what(address)} asks for a token: {_remedy()}") from error
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
         raise BatchError(_refused(address, error)) from error
+    # Of a dead node it would print a page of its log over our table; the ledger says what was lost.
+    ray._private.worker.print_to_stdstream = lambda *_args, **_kwargs: None
     return ray
 
 
@@ -166,28 +168,35 @@ def options(asked: RayConfig, gpus: float) -> dict[str, Any]:
     return found | asked.options
 
 
+def resources(options: Mapping[str, Any]) -> dict[str, float]:
+    """What a process takes, as nodes and placement groups of Ray name it."""
+    named = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "memory"}
+    found = {name: options.get(key, 0) for name, key in named.items()}
+    return {
+        name: value for name, value in {**found, **options.get("resources", {})}.items() if value
+    }
+
+
 def check_room(ray: Any, asked: RayConfig, options: Mapping[str, Any]) -> None:
-    """Whether a node has all that a job asks for; Ray would let it wait for ever.
+    """Whether the nodes have all that a job asks for; Ray would let it wait for ever.
 
     Raises:
-        BatchError: None has, and no cluster was named that may yet grow.
+        BatchError: They have not, and no cluster was named that may yet grow.
     """
-    names = {"CPU": "num_cpus", "GPU": "num_gpus", "memory": "mem_gb"}
-    wanted = {name: options.get(key, 0) for name, key in names.items()}
-    wanted["memory"] = options.get("memory", 0)
-    wanted |= options.get("resources", {})
+    wanted = resources(options)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if any(all(node.get(name, 0) >= value for name, value in wanted.items()) for node in nodes):
+    rooms = [min(int(node.get(name, 0) // wanted[name]) for name in wanted) for node in nodes]
+    spread, packed = (asked.placement.value == f"STRICT_{way}" for way in ("SPREAD", "PACK"))
+    room = sum(map(bool, rooms)) if spread else max(rooms) if packed else sum(rooms)
+    if room >= asked.processes:
         return
-    short = [n for n, v in wanted.items() if v and not any(x.get(n, 0) >= v for x in nodes)]
-    asks = ", ".join(_amount(name, wanted[name]) for name in short or [*wanted] if wanted[name])
-    most = ", ".join(_amount(n, max((x.get(n, 0) for x in nodes), default=0)) for n in short)
-    msg = f"no node of Ray has what a job asks for: {asks}" + (
-        f"; the most is {most}" if most else ""
-    )
+    asks = ", ".join(_amount(name, value) for name, value in wanted.items())
+    several = f"{asked.processes} processes, each " if asked.processes > 1 else ""
+    there = "; ".join(", ".join(_amount(n, x.get(n, 0)) for n in wanted) for x in nodes)
+    msg = f"Ray has no room for a job that asks for {several}{asks}; its nodes have {there}"
     if not _address(asked):
         raise BatchError(f"{msg}. Ask for less with {PREFIX}num_cpus=, num_gpus=, mem_gb=")
-    say(f"warning: {msg}. The jobs wait until such a node joins the cluster")
+    say(f"warning: {msg}. The jobs wait until others join the cluster")
 
 
 def _amount(name: str, value: float) -> str:
