@@ -137,6 +137,8 @@ def test_complaints_are_told_without_the_program():
     assert (
         plain("sbatch: error: invalid partition: x\nallocation failure") == "invalid partition: x"
     )
+    no_config = "sinfo: error: DNS SRV lookup failed\nsinfo: fatal: Could not establish a source"
+    assert plain(no_config) == "Could not establish a source"
     assert plain("") == ""
 
 

@@ -85,9 +85,10 @@ def run(*command: str, seconds: float = ANSWER_SECONDS) -> str:
 
 
 def plain(text: str) -> str:
-    """The first thing that Slurm complains about, without the name of the program."""
+    """What Slurm could not get over, else its first complaint; without the name of the program."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return re.sub(r"^(\w+: )?(error: )?", "", lines[0]) if lines else ""
+    worst = [line for line in lines if "fatal: " in line]
+    return re.sub(r"^(\w+: )?((error|fatal): )?", "", (worst or lines)[0]) if lines else ""
 
 
 def partitions() -> list[Partition]:

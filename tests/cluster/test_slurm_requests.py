@@ -1,0 +1,168 @@
+"""Batches on a real Slurm: requests that are refused, limits of time, Ctrl-C, jobs on two hosts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from commands import SCRIPT, TINY, Done, script
+from processes import timeless
+from slurm import missing, slurm
+
+from tl.batches.jobs import DONE, INTERRUPTED, RUNNING
+from tl.batches.ledger import Ledger
+
+pytestmark = pytest.mark.cluster
+ONE_CORE = {"TL_CORES": "1", "OMP_NUM_THREADS": "1"}
+SECONDS = 600
+LONG = ["finetune=full", "augment=light", "finetune.epochs=400", "finetune.patience=0"]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    if reason := missing():
+        pytest.skip(reason)
+    with slurm(tmp_path_factory.mktemp("slurm")) as found:
+        yield found
+
+
+@pytest.fixture
+def batch(cluster, image_folder, tmp_path):
+    """Start `tl train -m` on the login host; `place` is the folder of the batch."""
+    data = image_folder(splits={"train": 12, "val": 6})
+    place = tmp_path / "batch"
+
+    def start(*args, host="ctl"):
+        given = [f"data.root={data}", f"output_dir={place}", "hydra/launcher=slurm"]
+        few = ["hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=2"]
+        command = [SCRIPT, "train", "-m", *given, *few, *TINY, *map(str, args)]
+        return cluster[host].start(command, stdout=-1, stderr=-1)
+
+    start.place, start.data = place, data
+    return start
+
+
+def done(process) -> Done:
+    out, err = process.communicate(timeout=SECONDS)
+    return Done(process.returncode, out, err)
+
+
+def entry(place: Path, number: int = 0):
+    return next((e for e in Ledger(place).all() if e.number == number), None)
+
+
+def wait_for(what, process, seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "too long"
+        time.sleep(0.2)
+
+
+# --- refused before there is a job --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        (
+            "partition=mein",
+            "hydra.launcher.partition=mein: the cluster has no partition mein; did you mean main? "
+            "there are main (the default)",
+        ),
+        ("mem_gb=9", "hydra.launcher.mem_gb=9: the largest node of partition main has 7.8 GB"),
+        ("cpus_per_task=64", "Slurm refuses these jobs: Requested node configuration is not"),
+        ("gpus_per_node=1", "Slurm refuses these jobs: Invalid generic resource (gres)"),
+        ("constraint=a100", "Slurm refuses these jobs: Invalid feature specification"),
+        ("options={nodelist: n9}", "Slurm refuses these jobs: Invalid node name specified"),
+    ],
+)
+def test_what_the_cluster_does_not_have_is_refused(cluster, batch, setting, words):
+    before = cluster.queue()
+    done(batch("seed=1,2", f"hydra.launcher.{setting}")).refused(words)
+    assert cluster.queue() == before
+    assert not (batch.place / "0").exists()
+
+
+def test_a_cluster_that_does_not_answer_is_said_within_seconds(cluster, batch):
+    cluster["n1"].unplug()
+    try:
+        began = time.monotonic()
+        done(batch("seed=1,2", host="n1")).refused(
+            "hydra/launcher=slurm: no cluster can be reached", "Unable to contact slurm controller"
+        )
+        assert time.monotonic() - began < 60  # 9 s of them Slurm's own
+    finally:
+        cluster["n1"].plug()
+    cluster.wait_for("idle", "n1", 120)
+
+
+# --- limits and ends ----------------------------------------------------------------------------
+
+
+def test_a_job_at_its_limit_of_time_goes_on_in_a_new_one(batch):
+    limit = ["hydra.launcher.timeout_min=1", "hydra.launcher.signal_s=20"]
+    process = batch("seed=3", *LONG, *limit)
+    finished = done(process)
+    assert finished.code == 0, finished.out + finished.err
+    attempts = entry(batch.place).attempts
+    assert [a.state for a in attempts] == [INTERRUPTED] * (len(attempts) - 1) + [DONE]
+    assert len({a.worker for a in attempts}) == len(attempts) > 1
+    whole = batch.place.parent / "whole"
+    alone = script(
+        *("train", f"data.root={batch.data}", f"output_dir={whole}", "seed=3", *TINY, *LONG),
+        **ONE_CORE,
+    )
+    assert alone.code == 0, alone.out + alone.err
+    left, right = (json.loads((r / "metrics.json").read_text()) for r in (whole, batch.place / "0"))
+    assert timeless(left) == timeless(right)
+    assert len(pd.read_csv(batch.place / "0/history.csv")) == 400
+
+
+def test_ctrl_c_empties_the_queue_and_the_same_command_goes_on(cluster, batch):
+    jobs = ["seed=1,2,3,4,5,6", *LONG, "batch.jobs=5"]
+    process = batch(*jobs)
+    history = batch.place / "0/checkpoints"
+    wait_for(lambda: list(history.glob("*/last.ckpt")), process)
+    assert sum(state == "PENDING" for state in cluster.queue().values()) == 1
+    os.kill(process.pid, signal.SIGINT)
+    stopped = done(process)
+    assert stopped.code == 130, stopped.out + stopped.err
+    deadline = time.monotonic() + 60
+    while cluster.queue():
+        assert time.monotonic() < deadline, cluster.queue()
+        time.sleep(0.5)
+    states = {e.number: e.state for e in Ledger(batch.place).all()}
+    assert states[0] == INTERRUPTED
+    assert RUNNING not in states.values()
+    assert all(e.attempts == () for e in Ledger(batch.place).all() if e.number >= 4)
+
+
+def test_the_death_of_the_call_costs_no_job(cluster, batch):
+    jobs = ["seed=1,2", "finetune.epochs=30", "finetune.patience=0"]
+    first = batch(*jobs)
+    wait_for(lambda: all((e := entry(batch.place, n)) and e.attempts for n in (0, 1)), first)
+    first.kill()
+    first.communicate()
+    again = done(batch(*jobs))
+    assert again.code == 0, again.out + again.err
+    assert [len(e.attempts) for e in Ledger(batch.place).all()] == [1, 1]
+    assert [e.state for e in Ledger(batch.place).all()] == [DONE, DONE]
+
+
+# --- one job on two hosts -----------------------------------------------------------------------
+
+
+def test_a_job_of_a_batch_trains_on_two_hosts(batch):
+    wide = ["trainer=ddp", "trainer.accelerator=cpu", "hydra.launcher.nodes=2"]
+    finished = done(batch("seed=3,4", *wide))
+    assert finished.code == 0, finished.out + finished.err
+    for number in (0, 1):
+        assert [a.state for a in entry(batch.place, number).attempts] == [DONE]
+    log = (batch.place / "logs/0.txt").read_text()
+    assert "2 hosts" in log or "2 processes" in log, log
