@@ -36,29 +36,31 @@ def no_limits(monkeypatch, cores=4):
 
 
 @pytest.mark.parametrize(
-    ("requested", "jobs", "memory", "at", "gpu", "count", "cores", "reason"),
+    ("requested", "jobs", "memory", "at", "gpus", "count", "cores", "reason"),
     [
-        (None, 9, 0, Machine(2, 24 * GB), False, 2, 1, "2 cores hold 2"),
-        (None, 9, 5 * GB, Machine(8, 24 * GB), False, 4, 2,
+        (None, 9, 0, Machine(2, 24 * GB), 0, 2, 1, "2 cores hold 2"),
+        (None, 9, 5 * GB, Machine(8, 24 * GB), 0, 4, 2,
          "24 GB of free memory hold 4, 8 cores hold 8"),
-        (None, 3, 0, Machine(8, 24 * GB), False, 3, 2, "8 cores hold 8"),
-        (1, 9, 5 * GB, Machine(2, 24 * GB), False, 1, 2,
+        (None, 3, 0, Machine(8, 24 * GB), 0, 3, 2, "8 cores hold 8"),
+        (1, 9, 5 * GB, Machine(2, 24 * GB), 0, 1, 2,
          "batch.jobs=1, 2 cores hold 2, 24 GB of free memory hold 4"),
-        (16, 99, 0, Machine(2, 24 * GB), False, 2, 1, "2 cores hold 2, batch.jobs=16"),
-        (None, 9, 1 * GB, Machine(16, 64 * GB, TWO), True, 2, 8,
+        (16, 99, 0, Machine(2, 24 * GB), 0, 2, 1, "2 cores hold 2, batch.jobs=16"),
+        (None, 9, 1 * GB, Machine(16, 64 * GB, TWO), 1, 2, 8,
          "2 GPUs hold 2, 16 cores hold 16, 64 GB of free memory hold 57"),
-        (None, 9, 0, Machine(4, 64 * GB, TWO), False, 4, 1, "4 cores hold 4"),
-        (None, 9, 0, Machine(1, 64 * GB, TWO[:1]), True, 1, 1, "1 GPU holds 1, 1 core holds 1"),
+        (None, 9, 0, Machine(4, 64 * GB, TWO), 0, 4, 1, "4 cores hold 4"),
+        (None, 9, 0, Machine(8, 64 * GB, TWO), 2, 1, 8, "2 GPUs hold 1, 8 cores hold 8"),
+        (None, 9, 0, Machine(8, 64 * GB, TWO), 5, 1, 8, "2 GPUs hold 1, 8 cores hold 8"),
+        (None, 9, 0, Machine(1, 64 * GB, TWO[:1]), 1, 1, 1, "1 GPU holds 1, 1 core holds 1"),
     ],
 )  # fmt: skip
 def test_a_machine_holds_as_many_jobs_as_all_of_its_parts(
-    requested, jobs, memory, at, gpu, count, cores, reason
+    requested, jobs, memory, at, gpus, count, cores, reason
 ):
-    found = slots(requested, jobs, memory=memory, gpu=gpu, at=at)
+    found = slots(requested, jobs, memory=memory, gpus_each=gpus, at=at)
     assert (found.count, found.cores) == (count, cores)
     assert sorted(found.reason.split(", ")) == sorted(reason.split(", "))
     assert found.reason.split(", ")[0] == reason.split(", ")[0]
-    assert found.gpus == (at.gpus if gpu else ())
+    assert found.gpus == (at.gpus if gpus else ())
     assert not found.warning
 
 
@@ -135,6 +137,15 @@ def test_each_job_has_a_gpu_of_its_own(monkeypatch):
     assert take_slot(Slots(4, 1)).environment == {"TL_CORES": "1", "OMP_NUM_THREADS": "1"}
     found[1].release()
     assert take_slot(shares).environment["CUDA_VISIBLE_DEVICES"] == "b"
+
+
+def test_a_job_on_two_gpus_takes_both(monkeypatch):
+    no_limits(monkeypatch)
+    both = Slots(1, 1, TWO, gpus_each=2)
+    one = take_slot(Slots(2, 1, TWO))
+    assert take_slot(both) is None
+    one.release()
+    assert take_slot(both).environment["CUDA_VISIBLE_DEVICES"] == "a,b"
 
 
 def test_memory_that_others_will_take_is_theirs(monkeypatch):

@@ -30,7 +30,8 @@ from tl.batches.jobs import (
     Rules,
 )
 from tl.batches.ledger import Ledger
-from tl.batches.resources import slots
+from tl.batches.resources import Slots, slots
+from tl.batches.sharing import shares
 from tl.batches.showing import watching
 from tl.batches.worker import Task
 from tl.config import BatchConfig
@@ -113,10 +114,12 @@ class Batch:
         index, count = self.config.shard_of()
         entries = self.ledger.add(self.jobs, anew=self.config.retry == "all")[index::count]
         known = sum(self.ledger.state(entry) == DONE for entry in entries)
-        machine = slots(self.config.jobs, len(entries)) if self.name == "local" else None
+        machine = self._shares(entries, load) if self.name == "local" else None
         limit = machine.count if machine else self.config.jobs or MANY
         limit = 1 if self.name == BASIC else limit
         say(headline(len(entries), known, limit, machine.reason if machine else ""))
+        if machine and machine.warning:
+            say(f"warning: {machine.warning}")
         task = Task(
             self.ledger.place,
             session=secrets.token_hex(4),
@@ -138,6 +141,14 @@ class Batch:
             views = call.run(self.engine)
         self.ledger.forget(task.session)
         return Outcome(tuple(views), call.stopped, known)
+
+    def _shares(self, entries: Sequence[Entry], load: str) -> Slots:
+        """Shares of this machine for the jobs that are not done."""
+        left = {entry.key for entry in entries if self.ledger.state(entry) != DONE}
+        configs = [job.config for job in self.jobs if job.key in left]
+        if not configs:
+            return slots(self.config.jobs, len(entries))
+        return shares(self.config, configs, load, say)
 
 
 def check(jobs: Sequence[Job], place: Path) -> None:

@@ -50,10 +50,11 @@ class Slots:
     Args:
         count: Jobs at once.
         cores: Of each.
-        gpus: That are shared out, one to a job; empty: none.
+        gpus: That are shared out; empty: none.
         reason: What limits the count, for people.
         memory: Bytes that a job takes; 0: unknown.
         warning: What a person should know before the jobs start; empty: nothing.
+        gpus_each: GPUs of a job.
     """
 
     count: int
@@ -62,6 +63,7 @@ class Slots:
     reason: str = ""
     memory: int = 0
     warning: str = ""
+    gpus_each: int = 1
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def slots(
     jobs: int,
     *,
     memory: int = 0,
-    gpu: bool = False,
+    gpus_each: int = 0,
     at: Machine | None = None,
 ) -> Slots:
     """Shares for a batch of so many jobs on this machine: as many as all of its parts hold.
@@ -103,7 +105,7 @@ def slots(
         requested: `batch.jobs`; None: as many as fit.
         jobs: Of the batch.
         memory: Bytes that a job takes; 0: unknown.
-        gpu: Whether each job wants a GPU where there is one.
+        gpus_each: That a job wants where there are any.
         at: The machine; default: this one.
 
     Example:
@@ -113,13 +115,14 @@ def slots(
         'batch.jobs=1, 2 cores hold 2'
     """
     here = at or machine()
-    gpus = here.gpus if gpu else ()
+    gpus = here.gpus if gpus_each else ()
+    each = min(gpus_each, len(gpus))
     held = [(here.cores, f"{_count(here.cores, 'core')} hold{'s' * (here.cores == 1)}")]
     if memory:
         free = f"{here.memory / GB:.3g} GB of free memory hold"
         held.append((int(SPARE * here.memory // memory), free))
     if gpus:
-        held.append((len(gpus), f"{_count(len(gpus), 'GPU')} hold{'s' * (len(gpus) == 1)}"))
+        held.append((len(gpus) // each, f"{_count(len(gpus), 'GPU')} hold{'s' * (len(gpus) == 1)}"))
     fits = max(1, min(most for most, _ in held))
     count = min(fits, jobs, requested or fits)
     said = [f"{text} {most}" for most, text in sorted(held)]
@@ -132,7 +135,7 @@ def slots(
             "may be killed; a smaller data.batch_size takes less"
         )
     cores = max(1, here.cores // count)
-    return Slots(count, cores, gpus, ", ".join(said), memory, warning)
+    return Slots(count, cores, gpus, ", ".join(said), memory, warning, each)
 
 
 def take_slot(shares: Slots, folder: Path | None = None) -> Slot | None:
@@ -145,12 +148,13 @@ def take_slot(shares: Slots, folder: Path | None = None) -> Slot | None:
     """
     place = folder or _place()
     if place is None:
-        return Slot(0, _environment(shares, shares.gpus[0] if shares.gpus else None))
+        return Slot(0, _environment(shares, shares.gpus[: shares.gpus_each]))
     with _guarded(place), ExitStack() as taken:
         if not _memory_left(place, shares.memory):
             return None
         cores = _take(place, [f"slot-{core}" for core in _core_ids()], shares.cores, taken)
-        gpus = _take(place, [f"gpu-{g.name}" for g in shares.gpus], min(1, len(shares.gpus)), taken)
+        names = [f"gpu-{gpu.name}" for gpu in shares.gpus]
+        gpus = _take(place, names, shares.gpus_each if names else 0, taken)
         if cores is None or gpus is None:
             return None
         taken.pop_all()
@@ -159,9 +163,9 @@ def take_slot(shares: Slots, folder: Path | None = None) -> Slot | None:
         with suppress(OSError):
             os.ftruncate(first.descriptor, 0)
             os.pwrite(first.descriptor, claim.encode(), 0)
-        gpu = shares.gpus[gpus[0][0]] if gpus else None
+        own = [shares.gpus[number] for number, _ in gpus]
         locks = tuple(lock for _, lock in (*cores, *gpus))
-        return Slot(_core_ids()[core], _environment(shares, gpu), locks)
+        return Slot(_core_ids()[core], _environment(shares, own), locks)
 
 
 def _take(
@@ -236,9 +240,10 @@ def _place() -> Path | None:
     return folder
 
 
-def _environment(shares: Slots, gpu: Gpu | None) -> dict[str, str]:
+def _environment(shares: Slots, gpus: Sequence[Gpu]) -> dict[str, str]:
     found = {"TL_CORES": str(shares.cores), "OMP_NUM_THREADS": str(shares.cores)}
-    return found | ({"CUDA_VISIBLE_DEVICES": gpu.visible_as} if gpu else {})
+    names = ",".join(gpu.visible_as for gpu in gpus)
+    return found | ({"CUDA_VISIBLE_DEVICES": names} if names else {})
 
 
 def _count(number: int, what: str) -> str:
