@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 from commands import UNTRACKED, Command
 
+from tl.batches.driving import Call
+from tl.batches.engines.slurm import SlurmEngine
 from tl.batches.engines.slurm_node import worker_name
 from tl.batches.engines.slurm_site import Partition, chosen, megabytes, minutes, plain
-from tl.batches.errors import BatchError
-from tl.config import ConfigError
+from tl.batches.errors import BatchError, FullError
+from tl.batches.jobs import DONE, Job, Rules
+from tl.batches.ledger import Ledger
+from tl.batches.worker import Task, work
+from tl.config import ConfigError, compose
 from tl.config.launchers import launcher_config
 from tl.config.slurm import SlurmConfig
 
@@ -145,3 +151,89 @@ def test_complaints_are_told_without_the_program():
 def test_all_processes_of_a_job_know_its_worker_by_one_name():
     assert worker_name({"SLURM_JOB_ID": "7", "SLURM_PROCID": "1"}) == "slurm-7"
     assert worker_name({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2"}) == "slurm-7-2"
+
+
+# --- a queue that takes no more -----------------------------------------------------------------
+
+PROGRAMS = {
+    "sinfo": "echo 'main*|up|infinite|8000'",
+    "squeue": "echo '1|RUNNING|0|None'",
+    "scancel": "",
+    "srun": "",
+    # Takes one job, and then says what a site says whose users may have one.
+    "sbatch": """\
+[ "$1" = --test-only ] && exit
+echo once >> "$(dirname "$0")/calls"
+[ "$(wc -l < "$(dirname "$0")/calls")" = 1 ] && echo "Submitted batch job 1" && exit
+echo "sbatch: error: AssocMaxSubmitJobLimit" >&2
+exit 1""",
+}
+
+
+def test_a_site_that_takes_no_more_jobs_is_not_asked_all_the_time(tmp_path, monkeypatch):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, script in PROGRAMS.items():
+        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=":")
+    engine = SlurmEngine(tmp_path / "batch")
+    task = Task(tmp_path / "batch", "s", Rules(1, 0.0), "m:f", "m:g", keys=("a",))
+    handle = engine.start(task)
+    assert engine.alive(handle)
+    assert not engine.waits(handle)
+    for _ in range(2):
+        with pytest.raises(FullError, match="Slurm takes no more jobs of yours now"):
+            engine.start(replace(task, keys=("b",)))
+    assert (programs / "calls").read_text().split() == ["once"] * 2
+
+
+class OneAtOnce:
+    """An engine with room for one worker, which is there until the second look at it."""
+
+    per_job = True
+
+    def __init__(self):
+        self.looks = {}
+        self.refused = 0
+
+    def start(self, task):
+        if any(looks < 2 for looks in self.looks.values()):
+            self.refused += 1
+            raise FullError("one is there")
+        work(task)
+        self.looks[task.keys] = 0
+        return task.keys
+
+    def alive(self, handle):
+        self.looks[handle] += 1
+        return self.looks[handle] < 2
+
+    def waits(self, handle):
+        return False
+
+    def kill(self, handle):
+        """It has ended."""
+
+    def close(self):
+        """Nothing is held."""
+
+
+def nothing():
+    """What the jobs below need."""
+
+
+def quick(settings, folder):
+    """A job that is done at once."""
+    return 0, ""
+
+
+def test_a_batch_goes_on_when_there_is_room_again(tmp_path):
+    ledger, base = Ledger(tmp_path), compose("train", ["data.root=x", "model=test_resnet"])
+    jobs = [Job(n, (f"seed={n}",), replace(base, seed=n)) for n in range(3)]
+    rules = Rules(1, 0.0, {entry.key: 0 for entry in ledger.add(jobs)})
+    task = Task(tmp_path, "s", rules, f"{__name__}:quick", f"{__name__}:nothing")
+    engine = OneAtOnce()
+    views = Call(ledger, task, limit=9).run(engine)
+    assert [view.state for view in views] == [DONE] * 3
+    assert engine.refused >= 2
