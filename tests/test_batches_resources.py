@@ -116,6 +116,15 @@ def test_slots_are_taken_and_given_back(monkeypatch, tmp_path):
     }
 
 
+def test_a_worker_that_runs_a_job_knows_all_slots(monkeypatch):
+    no_limits(monkeypatch, cores=2)
+    shares = Slots(2, 1)
+    first = take_slot(shares)
+    for name, value in first.environment.items():  # of its job, which it may keep
+        monkeypatch.setenv(name, value)
+    assert take_slot(shares).index == 11
+
+
 def test_batches_of_different_sizes_share_the_cores(monkeypatch):
     no_limits(monkeypatch)
     wide, narrow = Slots(1, 3), Slots(4, 1)

@@ -28,6 +28,13 @@ UNSEEN = "what other batches of this machine run is not seen"
 SPARE = 0.9  # share of the memory that jobs may fill: the rest is for what else runs
 
 
+def core_numbers() -> tuple[int, ...]:
+    """Numbers of the cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    numbers = sorted(affinity(0)) if affinity else list(range(usable_cores()))
+    return tuple(numbers[: usable_cores()])
+
+
 @dataclass(frozen=True)
 class Machine:
     """What this process may use of its machine.
@@ -55,6 +62,8 @@ class Slots:
         memory: Bytes that a job takes; 0: unknown.
         warning: What a person should know before the jobs start; empty: nothing.
         gpus_each: GPUs of a job.
+        places: Numbers of the cores that are shared out. Two jobs of a scheduler on one machine
+            have different ones.
     """
 
     count: int
@@ -64,6 +73,7 @@ class Slots:
     memory: int = 0
     warning: str = ""
     gpus_each: int = 1
+    places: tuple[int, ...] = field(default_factory=core_numbers)
 
 
 @dataclass(frozen=True)
@@ -152,7 +162,7 @@ def take_slot(shares: Slots, folder: Path | None = None) -> Slot | None:
     with _guarded(place), ExitStack() as taken:
         if not _memory_left(place, shares.memory):
             return None
-        cores = _take(place, [f"slot-{core}" for core in _core_ids()], shares.cores, taken)
+        cores = _take(place, [f"slot-{core}" for core in shares.places], shares.cores, taken)
         names = [f"gpu-{gpu.name}" for gpu in shares.gpus]
         gpus = _take(place, names, shares.gpus_each if names else 0, taken)
         if cores is None or gpus is None:
@@ -165,7 +175,7 @@ def take_slot(shares: Slots, folder: Path | None = None) -> Slot | None:
             os.pwrite(first.descriptor, claim.encode(), 0)
         own = [shares.gpus[number] for number, _ in gpus]
         locks = tuple(lock for _, lock in (*cores, *gpus))
-        return Slot(_core_ids()[core], _environment(shares, own), locks)
+        return Slot(shares.places[core], _environment(shares, own), locks)
 
 
 def _take(
@@ -214,13 +224,6 @@ def _guarded(place: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _core_ids() -> list[int]:
-    """Numbers of the cores: two jobs of a scheduler on one machine have different ones."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    numbers = sorted(affinity(0)) if affinity else list(range(usable_cores()))
-    return numbers[: usable_cores()]
 
 
 def _folder() -> Path:
