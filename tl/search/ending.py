@@ -34,10 +34,10 @@ def continued(asked: SearchConfig) -> Iterator[None]:
         raise Interrupted(text) from stop
 
 
-def facts(team: Team, place: Workplace) -> dict[str, str]:
-    """What a person should know before the first trial."""
+def facts(team: Team, place: Workplace, *, begins: bool = True) -> dict[str, str]:
+    """What a person should know before the first trial, or in the end."""
     asked, bench = team.asked.search, place.bench
-    done = len(place.trials.done())
+    done = len(place.trials.done()) if begins else 0
     val = len(bench.table.split("val"))
     if bench.folds:
         part = "asked for" if asked.folds else f"val has {val} images, fewer than {FEW_VAL}"
@@ -154,7 +154,14 @@ def _write(team: Team, place: Workplace, found: Judged, best: TrainResult | None
             results.BEST: results.best_yaml(config, place.base, found, folder.path),
             TRIALS: results.trials_csv([t for t in trials if t.state.is_finished()], place.space),
             SUMMARY: results.as_json(results.summary(found, team.asked, place.setup, metrics)),
-            PAGE: page(title, found, place.trials.done(), facts(team, place), command, metrics),
+            PAGE: page(
+                title,
+                found,
+                place.trials.done(),
+                facts(team, place, begins=False),
+                command,
+                metrics,
+            ),
         },
     )
 

@@ -91,7 +91,7 @@ def ranked_rows(
             "val/loss": t.user_attrs.get("loss"),
             **{d.short: shown(t.params.get(d.key)) for d in space},
             "epochs": t.user_attrs.get("epochs"),
-            "told from the best": "–" if i == 0 else "no" if tied.get(t.number) else "yes",
+            "clearly worse": "–" if i == 0 else "no" if tied.get(t.number) else "yes",
         }
         for i, t in enumerate(ranked)
     ]

@@ -45,9 +45,9 @@ def open_storage(address: str, folder: Path, study: str) -> tuple[BaseStorage, L
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    files = FileLocks(folder / "locks")
+    files = FileLocks(folder / "study")
     if address == JOURNAL:
-        journal = folder / "study.journal"
+        journal = folder / "study" / "journal.log"
         lock: Any = JournalLock(journal)  # Optuna asks for no more than its two methods
         return JournalStorage(JournalFileBackend(str(journal), lock)), files
     try:
@@ -170,7 +170,8 @@ class Trials:
 
     @staticmethod
     def _worker(trial: FrozenTrial) -> str:
-        return f"process {trial.user_attrs.get('worker', 'unknown').split(' ')[1:2] or ['?']}"
+        words = str(trial.user_attrs.get("worker", "")).split(" ")
+        return f"process {words[1]}" if len(words) > 1 else "an unknown process"
 
     def _is_gone(self, trial: FrozenTrial) -> bool:
         if trial.state != TrialState.RUNNING:
