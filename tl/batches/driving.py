@@ -238,6 +238,8 @@ class _Crew:
             key, tries = view.entry.key, len(view.entry.attempts)
             if key in with_worker or len(self.alive) >= self.limit:
                 continue
+            if view.entry.state == RUNNING:  # lost: first it is written down why
+                continue
             if self._tries.get(key) != tries:
                 self._idle.pop(key, None)
             self._check(key)
