@@ -33,6 +33,7 @@ VARIABLES = {
     # A node that does not answer is dead after seconds; Ray's own is a minute.
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "3000",
+    "RAY_memory_monitor_refresh_ms": "0",  # others may use up the memory of this machine
 }
 
 
