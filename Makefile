@@ -14,6 +14,9 @@ ARGS ?=
 ENGINE ?= docker
 IMAGE ?= tl:latest
 BASE ?= python:3.11-slim
+VARIANT ?= cuda
+TORCH_INDEX ?=
+EXTRAS ?= image
 VERSION = $(shell awk -F '"' '/^version = / { print $$2 }' pyproject.toml)
 
 help: ## list the targets
@@ -90,8 +93,9 @@ constraints: $(READY) ## write the versions of .venv into constraints.txt
 	versions=$$($(BIN)/python -m pip freeze --all --exclude-editable --exclude pip); \
 	printf '%s\n' "$$head" "$$versions" > constraints.txt
 
-image: ## build the container image (ENGINE=podman, IMAGE=name:tag, BASE=image, ARGS=... of the engine)
-	$(ENGINE) build --build-arg BASE=$(BASE) --build-arg VERSION=$(VERSION) \
+image: ## build the container image (VARIANT=cpu|cuda, TORCH_INDEX=url, EXTRAS="image ray", ENGINE, IMAGE, BASE, ARGS)
+	$(ENGINE) build --build-arg BASE=$(BASE) --build-arg VARIANT=$(VARIANT) \
+	  --build-arg TORCH_INDEX=$(TORCH_INDEX) --build-arg EXTRAS="$(EXTRAS)" --build-arg VERSION=$(VERSION) \
 	  --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) $(ARGS) -t $(IMAGE) .
 
 clean: ## remove caches and builds; .venv, runs and mlflow.db stay
