@@ -13,7 +13,7 @@ from tl.batches.engines.slurm import SlurmEngine
 from tl.batches.engines.slurm_node import worker_name
 from tl.batches.engines.slurm_site import Partition, chosen, megabytes, minutes, plain
 from tl.batches.errors import BatchError, FullError
-from tl.batches.jobs import DONE, Job, Rules
+from tl.batches.jobs import DONE, LOST, Job, Rules
 from tl.batches.ledger import Ledger
 from tl.batches.worker import Task, work
 from tl.config import ConfigError, compose
@@ -170,13 +170,18 @@ exit 1""",
 }
 
 
-def test_a_site_that_takes_no_more_jobs_is_not_asked_all_the_time(tmp_path, monkeypatch):
+@pytest.fixture
+def site(tmp_path, monkeypatch):
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name, script in PROGRAMS.items():
-        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+    for name, text in PROGRAMS.items():
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(programs), prepend=":")
+    return programs
+
+
+def test_a_site_that_takes_no_more_jobs_is_not_asked_all_the_time(site, tmp_path):
     engine = SlurmEngine(tmp_path / "batch")
     task = Task(tmp_path / "batch", "s", Rules(1, 0.0), "m:f", "m:g", keys=("a",))
     handle = engine.start(task)
@@ -185,7 +190,38 @@ def test_a_site_that_takes_no_more_jobs_is_not_asked_all_the_time(tmp_path, monk
     for _ in range(2):
         with pytest.raises(FullError, match="Slurm takes no more jobs of yours now"):
             engine.start(replace(task, keys=("b",)))
-    assert (programs / "calls").read_text().split() == ["once"] * 2
+    assert (site / "calls").read_text().split() == ["once"] * 2
+
+
+KILLED = "killed by signal 9 (SIGKILL): out of memory, or killed by hand"
+NEEDED = "needed more memory than 2 GB; the next attempt asks for 4 GB"
+
+
+@pytest.mark.parametrize(
+    ("earlier", "errors", "memory"),
+    [
+        ([], [], "2048M"),
+        ([], ["the loss is not finite"], "2048M"),
+        ([], ["CUDA out of memory. Tried to allocate 2 GiB"], "2048M"),
+        ([], [NEEDED], "4096M"),
+        ([], [KILLED], "4096M"),
+        ([NEEDED], [], "4096M"),  # what was learned is not forgotten
+        ([KILLED], [], "2048M"),  # nobody knows what it had then
+        ([], [NEEDED, NEEDED.replace("2 GB", "4 GB"), KILLED], "8000M"),  # as much as there is
+    ],
+)
+def test_an_attempt_that_needed_more_memory_is_followed_by_one_with_twice_as_much(
+    site, tmp_path, earlier, errors, memory
+):
+    place = tmp_path / "batch"
+    ledger = Ledger(place)
+    (entry,) = ledger.add([Job(0, (), compose("train", ["data.root=x", "model=test_resnet"]))])
+    for error in [*earlier, *errors]:
+        entry = ledger.end(ledger.begin(entry, "w", "h"), LOST, error)
+    rules = Rules(9, 0.0, {entry.key: len(earlier)})
+    engine = SlurmEngine(place, mem_gb=2)
+    engine.start(Task(place, "s", rules, "m:f", "m:g", keys=(entry.key,)))
+    assert f"#SBATCH --mem={memory}\n" in (place / "ledger/slurm/1_submission.sh").read_text()
 
 
 class OneAtOnce:

@@ -30,10 +30,8 @@ NO_MORE = "Slurm takes no more jobs of yours now; batch.jobs= keeps fewer in the
 GONE_LOOKS = 2  # that do not find a job before it counts as gone
 # How Slurm's logs, and the ledger, tell that a job needed more memory than it had.
 MEMORY_LOG = re.compile(r"exceeded memory limit|oom.kill", re.IGNORECASE)
-MEMORY_ERROR = re.compile(
-    r"needed more memory|SIGKILL|^(?!.*CUDA).*out of memory|MemoryError|by signal: Killed",
-    re.IGNORECASE,
-)
+NEEDED = re.compile(r"needed more memory than ([\d.]+) GB")
+MAYBE = re.compile(r"SIGKILL|^(?!.*CUDA).*out of memory|MemoryError|by signal: Killed", re.I)
 ENDS = {
     "TIMEOUT": "reached Slurm's time limit before its checkpoint was written (signal_s)",
     "CANCELLED": "was cancelled in Slurm",
@@ -96,6 +94,7 @@ class SlurmEngine:
         # the batch submits it again.
         signal = f"TERM@{min(asked.signal_s, minutes * 30)}"
         also = {"requeue": True, "signal": signal, **asked.options}
+        also = {k.replace("_", "-"): v for k, v in also.items() if v not in (None, False)}
         return {
             "job_name": self.name,
             "partition": asked.partition,
@@ -110,7 +109,7 @@ class SlurmEngine:
             "mem": f"{round(memory_gb * 1024)}M" if memory_gb else None,
             "setup": asked.setup or None,
             "wckey": None,
-            "additional_parameters": {k.replace("_", "-"): v for k, v in also.items()},
+            "additional_parameters": also,
             # Since 22.05 srun no longer takes the cores of a task from sbatch. The processes of a
             # job on several nodes are nothing without each other.
             "srun_args": [
@@ -146,10 +145,13 @@ class SlurmEngine:
         (key,) = task.keys or ("",)
         entry = Ledger(self.place).read(key)
         tries = 1 + (task.rules.failures(entry) if entry else 0)
-        memory_gb = self._memory(entry)
+        memory_gb = self.asked.mem_gb
+        if entry and memory_gb:
+            memory_gb = self._memory(entry, memory_gb, task.rules.before.get(key, 0))
         self.executor.update_parameters(**self._parameters(memory_gb))
         cores = str(self.asked.cpus_per_task)
         environment = task.environment | {"TL_CORES": cores, "OMP_NUM_THREADS": cores}
+        environment.pop("CUDA_VISIBLE_DEVICES", None)  # which of a node's GPUs, Slurm decides
         task = replace(task, place=self.place, environment=environment, stay=False)
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
@@ -180,16 +182,21 @@ class SlurmEngine:
         most = site.most_memory(self.partitions)
         return memory_gb if most is None else min(memory_gb, most / 1024)
 
-    def _memory(self, entry: Entry | None) -> float | None:
-        """GB to ask for: twice as much for each attempt that ended for want of memory."""
-        asked = self.asked.mem_gb
-        if asked is None or entry is None:
-            return asked
-        tries = sum(bool(MEMORY_ERROR.search(attempt.error)) for attempt in entry.attempts)
+    def _memory(self, entry: Entry, asked: float, before: int) -> float:
+        """GB to ask for: twice as much as an attempt had that needed more.
+
+        Args:
+            entry: Of the job.
+            asked: By the user.
+            before: Attempts of earlier calls, which may have asked for another amount.
+        """
+        told = [float(m[1]) for a in entry.attempts if (m := NEEDED.search(a.error))]
+        wanted = max([asked, *(2 * gb for gb in told)])
+        guessed = sum(_guessed(attempt.error) for attempt in entry.attempts[before:])
         last = self._last.get(entry.key)
-        if last and _short_of_memory(last) and not MEMORY_ERROR.search(entry.error):
-            tries += 1  # nobody knew when its loss was written down
-        return self._at_most(asked * 2.0**tries)
+        if last and _short_of_memory(last) and not NEEDED.search(entry.error):
+            guessed = max(guessed, 1)  # nobody knew when its loss was written down
+        return self._at_most(wanted * 2.0**guessed)
 
     def alive(self, handle: Handle) -> bool:
         """Whether the job is in the queue, or runs; one of a dead node will run again."""
@@ -214,6 +221,9 @@ class SlurmEngine:
     def said(self, handle: Handle) -> str:
         """The last lines of its log."""
         text = handle.job.stderr() or handle.job.stdout() or ""
+        if not text:
+            folder = self.executor.folder
+            return f"job {handle.job.job_id} of Slurm left no word: do all nodes see {folder}?"
         return "\n".join(text.strip().splitlines()[-LINES:])
 
     def why(self, handle: Handle) -> str:
@@ -234,6 +244,11 @@ def _executor(asked: SlurmConfig, folder: Path) -> Any:
     executor = submitit.SlurmExecutor(folder=folder, python=asked.python)
     executor._throttling = 0.0  # 0.2 s between two jobs: a minute for a few hundred
     return executor
+
+
+def _guessed(error: str) -> bool:
+    """Whether what the job itself or its worker said points to a want of memory."""
+    return bool(MAYBE.search(error)) and not NEEDED.search(error)
 
 
 def _short_of_memory(handle: Handle) -> bool:
