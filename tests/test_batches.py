@@ -276,8 +276,10 @@ def test_the_summary_counts_states_and_estimates_what_is_left(tmp_path):
 def test_progress_is_the_last_line_of_a_log(tmp_path):
     log = tmp_path / "0.txt"
     assert last_line(log) == ""
-    log.write_text("x" * 10_000 + "\nhead 3/75  val acc 0.9\n\n")
-    assert last_line(log) == "head 3/75  val acc 0.9"
+    log.write_text("x" * 10_000 + "\nmeasuring 12 images\n\n")
+    assert last_line(log) == "measuring 12 images"
+    log.write_text("all   2/75  val acc 0.8\nall   3/75  val acc 0.9\nwarning: slow\n")
+    assert last_line(log) == "all   3/75  val acc 0.9"
 
 
 def test_the_ledger_is_readable(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,8 @@ from tl.sections import duration
 
 ROWS = 20  # of the table; of more jobs, those that run or went wrong
 LINE_SECONDS = 60.0  # between two lines about the whole in a log
-TAIL_BYTES = 4096
+TAIL_BYTES = 2048
+EPOCH = re.compile(r"\S+ +\d+/\d+  ")
 ORDER = (RUNNING, WAITING, INTERRUPTED, *WRONG, DONE)
 
 Watch = Callable[[Sequence[View]], None]
@@ -136,7 +138,7 @@ def _progress(ledger: Ledger, view: View) -> str:
 
 
 def last_line(log: Path) -> str:
-    """What a job printed last."""
+    """What a job printed last: of its last lines that of an epoch, where there is one."""
     try:
         with log.open("rb") as file:
             file.seek(0, 2)
@@ -145,4 +147,5 @@ def last_line(log: Path) -> str:
     except OSError:
         return ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    epochs = [line for line in lines if EPOCH.match(line)]
+    return (epochs or lines or [""])[-1]
