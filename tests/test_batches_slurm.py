@@ -193,6 +193,16 @@ def test_a_site_that_takes_no_more_jobs_is_not_asked_all_the_time(site, tmp_path
     assert (site / "calls").read_text().split() == ["once"] * 2
 
 
+def test_jobs_of_another_call_in_the_queue_are_told(site, tmp_path, capsys):
+    SlurmEngine(tmp_path / "my batch")
+    assert capsys.readouterr().out == ""
+    (site / "squeue").write_text("#!/bin/sh\necho '7|PENDING|0|Priority'\n")
+    SlurmEngine(tmp_path / "my batch")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "1 job of another call of this batch in Slurm's queue" in text
+    assert "scancel --state=PENDING --name=tl-my_batch" in text
+
+
 KILLED = "killed by signal 9 (SIGKILL): out of memory, or killed by hand"
 NEEDED = "needed more memory than 2 GB; the next attempt asks for 4 GB"
 

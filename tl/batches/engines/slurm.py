@@ -19,6 +19,7 @@ from tl.batches.ledger import LEDGER, Ledger
 from tl.batches.worker import Task
 from tl.config.launchers import launcher_config
 from tl.config.slurm import SlurmConfig
+from tl.display import say
 
 FOLDER = "slurm"
 LINES = 3
@@ -84,6 +85,12 @@ class SlurmEngine:
         self.executor = _executor(self.asked, self.place / LEDGER / FOLDER)
         self.executor.update_parameters(**self._parameters(self.asked.mem_gb))
         self._check()
+        self.queue.look()
+        if waiting := sum(job.state in site.WAITS for job in self.queue.jobs.values()):
+            say(
+                f"{waiting} job{'s' * (waiting != 1)} of another call of this batch in Slurm's "
+                f"queue; scancel --state=PENDING --name={self.name} takes out what that call left"
+            )
 
     def _parameters(self, memory_gb: float | None) -> dict[str, Any]:
         """What submitit takes, for one job."""
