@@ -1,10 +1,4 @@
-"""Which process of a job this one is, and what its processes say to each other.
-
-A job of several processes is always started by somebody else: `torchrun`, `srun`, or `tl train`
-itself (`tl.launching`). They form a group at its beginning (`joined`). From then on the first one
-reads, decides, shows and writes, and hands the others what it found; without a group, or in one of
-a single process, all functions here do nothing beyond calling what they are given.
-"""
+"""The group of processes of a job: how it forms, what is said in it, and whose error is shown."""
 
 from __future__ import annotations
 
@@ -12,7 +6,6 @@ import json
 import logging
 import os
 import secrets
-import socket
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from tl import cores
 from tl.config import Interrupted, TlError
+from tl.ranks.places import Place, place
 
 if TYPE_CHECKING:  # torch is loaded where there are several processes only
     from torch._C._distributed_c10d import Store
@@ -36,31 +30,8 @@ T = TypeVar("T")
 # The first process may read and check images for hours while the others wait for what it finds.
 PATIENCE = timedelta(days=30)
 ERROR = "tl/error"  # key of the group's store: what went wrong first
-NO_ID = "none"  # torchrun's own where it was given none
-JOB = "TL_JOB_ID"  # a name of the job that outlives its processes, by whoever starts them
 # What torch says where the process at the other end is gone.
 GONE = ("gloo", "connection closed by peer", "connection reset by peer", "broken pipe", "nccl")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where this process stands among those that were started together.
-
-    Args:
-        rank: From 0.
-        world: How many there are.
-        local_rank: On this host, from 0.
-        local_world: How many there are on this host.
-        hosts: How many hosts there are.
-        launcher: Who started them, as people call it; empty: nobody.
-    """
-
-    rank: int = 0
-    world: int = 1
-    local_rank: int = 0
-    local_world: int = 1
-    hosts: int = 1
-    launcher: str = ""
 
 
 @dataclass
@@ -83,56 +54,6 @@ class ElsewhereError(TlError):
 _group: _Group | None = None
 _silent = False
 _alone: ContextVar[bool] = ContextVar("what the first process does alone", default=False)
-
-
-def place() -> Place:
-    """Where the environment puts this process: torchrun's variables, else those of `srun`.
-
-    Within a Slurm job only the tasks of a step belong together: its batch script is alone, however
-    many tasks the job may have.
-    """
-    env = os.environ
-    if "RANK" in env and "WORLD_SIZE" in env:
-        world = _number("WORLD_SIZE", 1)
-        local = _number("LOCAL_WORLD_SIZE", world)
-        hosts = _number("GROUP_WORLD_SIZE", max(world // max(local, 1), 1))
-        return Place(_number("RANK", 0), world, _number("LOCAL_RANK", 0), local, hosts, "torchrun")
-    world = _number("SLURM_STEP_NUM_TASKS", 1)
-    if world > 1 and "SLURM_PROCID" in env:
-        hosts = _number("SLURM_STEP_NUM_NODES", 1)
-        local = _number("SLURM_LOCALID", 0)
-        return Place(_number("SLURM_PROCID", 0), world, local, world // hosts, hosts, "srun")
-    return Place()
-
-
-def _number(name: str, otherwise: int) -> int:
-    value = os.environ.get(name, "")
-    return int(value) if value.isdigit() else otherwise
-
-
-def job_ids() -> list[str]:
-    """Names of the job that a process keeps when it is started again; none without a launcher.
-
-    That of TL_JOB_ID, of torchrun's rendezvous (without one the agent, which starts its processes
-    again), and of Slurm, which starts a job again under its number.
-    """
-    env, found = os.environ, []
-    if named := env.get(JOB):
-        found.append(f"named {named}")
-    if run := env.get("TORCHELASTIC_RUN_ID"):
-        agent = f"{socket.gethostname()} {os.getppid()} {_start(os.getppid())}"
-        found.append(f"torchrun {agent if run == NO_ID else run}")
-    if number := env.get("SLURM_JOB_ID"):
-        found.append(f"slurm {env.get('SLURM_CLUSTER_NAME', '')} {number}")
-    return found
-
-
-def _start(pid: int) -> str:
-    """When a process began, in ticks since the machine did: its number may be used again."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
 
 
 # --- the group ------------------------------------------------------------------------------------
