@@ -27,6 +27,14 @@ def test_a_cluster_that_is_not_there_is_said_at_once():
     done.refused("ray start --head", "hydra.launcher.address=local")
 
 
+def test_the_last_cluster_of_this_machine_may_be_gone(tmp_path):
+    pytest.importorskip("ray")
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray/ray_current_cluster").write_text("127.0.0.1:1\n")
+    done = script(*BATCH, RAY, "hydra.launcher.address=auto", RAY_TMPDIR=str(tmp_path))
+    done.refused("hydra.launcher.address=127.0.0.1:1: no cluster can be reached there")
+
+
 def test_all_wrong_settings_are_named_with_the_nearest_right_ones():
     wrong = {"adress": "auto", "num_cpus": "many", "num_gpus": "x"}
     with pytest.raises(ConfigError) as caught:

@@ -77,8 +77,7 @@ class RayEngine:
         self.gpus = site.gpus(self.ray, self.asked)
         self.options = site.options(self.asked, self.gpus)
         site.check_room(self.ray, self.asked, self.options)
-        options = {"name": f"tl {self.place.name}", "max_retries": 0, **self.options}
-        self._begin = self.ray.remote(on_any_node()).options(**options)
+        self._begin = self.ray.remote(on_any_node())
         self._handles: list[Handle] = []
         self._looked = self._counted = float("-inf")
         self._dead: set[str] = set()
@@ -98,7 +97,8 @@ class RayEngine:
         return handle
 
     def _alone(self, request: Request, **where: Any) -> Handle:
-        begin = self._begin.options(**where) if where else self._begin
+        options = {"name": f"tl {self.place.name}", "max_retries": 0, **self.options, **where}
+        begin = self._begin.options(**options)
         return Handle(begin.remote(version("tl"), pickle.dumps(request)), request.log)
 
     def _together(self, request: Request) -> Handle:

@@ -62,8 +62,17 @@ def _address(asked: RayConfig) -> str:
     """HOST:PORT, ray://HOST:PORT or auto; empty for an own Ray on this machine."""
     named = asked.address or os.environ.get("RAY_ADDRESS", "")
     if named == "auto":
-        named = os.environ.get("RAY_ADDRESS", "") or "auto"
+        named = os.environ.get("RAY_ADDRESS", "") or _last() or "auto"
     return "" if named == "local" else named
+
+
+def _last() -> str:
+    """Where `ray start` put the address of the last cluster of this machine; it may be gone."""
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    try:
+        return Path(folder, "ray", "ray_current_cluster").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
 
 
 def _knock(address: str) -> None:
@@ -185,9 +194,12 @@ def check_room(ray: Any, asked: RayConfig, options: Mapping[str, Any]) -> None:
     """
     wanted = resources(options)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    rooms = [min(int(node.get(name, 0) // wanted[name]) for name in wanted) for node in nodes]
+    rooms = [
+        min((int(node.get(name, 0) // wanted[name]) for name in wanted), default=asked.processes)
+        for node in nodes
+    ]
     spread, packed = (asked.placement.value == f"STRICT_{way}" for way in ("SPREAD", "PACK"))
-    room = sum(map(bool, rooms)) if spread else max(rooms) if packed else sum(rooms)
+    room = sum(map(bool, rooms)) if spread else max(rooms, default=0) if packed else sum(rooms)
     if room >= asked.processes:
         return
     asks = ", ".join(_amount(name, value) for name, value in wanted.items())
