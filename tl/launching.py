@@ -167,23 +167,27 @@ def launch(config: TrainConfig, number: int) -> TrainResult:
         (place / CONFIG).write_text(to_yaml(config), encoding="utf-8")
         for left in range(AGAIN, -1, -1):
             (place / FAILURE).unlink(missing_ok=True)
-            killed = _run(place, job, number)
+            ended, killed = _run(place, job, number)
             failure = _read(place / FAILURE)
-            if failure is None and not killed:
+            if failure is None and not ended:
                 return _result(place / RESULT)
-            if failure and failure["kind"] != ranks.LostError.__name__:
+            # Where one was killed, the others were stopped, too, and some found it gone.
+            follows = {ranks.LostError.__name__, *([Interrupted.__name__] if killed else [])}
+            if failure and failure["kind"] not in follows:
                 _raise(failure)
             if not left:
-                msg = (
-                    f"{killed}, after {AGAIN} new starts; resume= goes on from the last checkpoint"
-                )
+                msg = f"{ended}, after {AGAIN} new starts; resume= goes on where it stopped"
                 raise TlError(msg)
-            print(f"{killed}: starting again at the last checkpoint", file=sys.stderr, flush=True)
+            print(f"{ended}: starting again at the last checkpoint", file=sys.stderr, flush=True)
     raise AssertionError("the last round returns or raises")
 
 
-def _run(place: Path, job: str, number: int) -> str:
-    """Start the processes and wait; returns what killed one of them, empty where nothing did."""
+def _run(place: Path, job: str, number: int) -> tuple[str, bool]:
+    """Start the processes and wait.
+
+    Returns:
+        How one of them failed, empty where none did; and whether a signal killed it.
+    """
     import logging
 
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -212,15 +216,15 @@ def _run(place: Path, job: str, number: int) -> str:
         ended = {rank: failure.exitcode for rank, failure in error.failures.items()}
         rank = min(ended, key=lambda r: ended[r] >= 0)  # a signal is the cause of all others
         if ended[rank] >= 0:
-            return f"process {rank} ended with code {ended[rank]}"
-        return f"process {rank} was killed ({signal.Signals(-ended[rank]).name})"
+            return f"process {rank} ended with code {ended[rank]}", False
+        return f"process {rank} was killed ({signal.Signals(-ended[rank]).name})", True
     except SignalException as stop:
         failure = _read(place / FAILURE) or {}
         raise Interrupted(failure.get("text", "")) from stop
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
-    return ""
+    return "", False
 
 
 @contextmanager

@@ -155,7 +155,7 @@ def quiet_fit(
     """Fit, from a checkpoint where one is given, without hints about what tl sets itself."""
     with warnings.catch_warnings():
         # Hints about workers and logging intervals.
-        warnings.filterwarnings("ignore", module="pytorch_lightning")
+        warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
         warnings.filterwarnings("ignore", message=".*epoch parameter in `scheduler.step.*")
         with stopping.after_step():

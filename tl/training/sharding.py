@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 import torch.distributed as dist
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import nn
@@ -50,7 +51,8 @@ def prepare_shards(module: TransferModule) -> None:
             "finetune.ema averages the whole model in each process: leave it out, or use "
             "trainer=ddp"
         )
-    module.model = copy.deepcopy(module.model)
+    whole = copy.deepcopy(module.model)
+    module.model = whole.to(memory_format=torch.contiguous_format)  # torch cuts up no other
     module.cut_up, module.before_val = _cut_up, _same_buffers
 
 
