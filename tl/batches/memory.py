@@ -35,7 +35,7 @@ MOST_WORKERS, BATCHES_AHEAD = 8, 3  # as `tl.data.loading` has it
 # pages; an exporter; a loader process.
 REST, EXPORT, WORKER = 100e6, 100e6, 60e6
 # Loader processes of val are forked after the first epoch, and keep some of what it had taken.
-INHERITED = 0.25
+INHERITED = 0.4
 FILL_IMAGES = 32  # of a batch that fills the cache
 COPIES = 6  # of what trains: gradients, AdamW's two, an average, the best, those of the start
 MARGIN = 1.05
