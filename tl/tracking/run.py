@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -11,6 +10,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from tl import ranks
 from tl.config import Interrupted, TlError, TrackingConfig
 
 from .identity import job_of, job_tags, run_title
@@ -47,13 +47,14 @@ _above: ContextVar[tuple[TrackedRun, ...]] = ContextVar("runs under way", defaul
 
 def load(config: TrackingConfig) -> None:
     """Import what a run needs of MLflow, so that the caller chooses when; nothing if it is off."""
-    if config.enabled and _rank() == 0:
+    if config.enabled and ranks.place().rank == 0:
         import mlflow.pyfunc
 
         if sqlite_file(default_uri(config)):
             import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
 
+@ranks.on_first
 def check_store(config: TrackingConfig, *, resume: bool) -> None:
     """Refuse a store that can never work, before a new job writes anything.
 
@@ -62,7 +63,7 @@ def check_store(config: TrackingConfig, *, resume: bool) -> None:
     Raises:
         StoreError: Its address, its schema or its kind is wrong.
     """
-    if config.enabled and not resume and _rank() == 0:
+    if config.enabled and not resume and ranks.place().rank == 0:
         uri = default_uri(config)
         with mlflow_settings(uri, retries=0):
             _answers(uri)
@@ -112,7 +113,7 @@ def start_run(
         StoreError: The store can never work, or does not know the run that is resumed.
         TrackingError: The records can be kept neither in the folder nor in the store.
     """
-    if not config.enabled or _rank() > 0:
+    if not config.enabled or ranks.place().rank > 0:
         yield TrackedRun(None, "", output_dir)
         return
     output_dir = output_dir.absolute()
@@ -144,11 +145,6 @@ def start_run(
             _close(run, record, monitor, "FINISHED", None)
         finally:
             _above.reset(token)
-
-
-def _rank() -> int:
-    ranks = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-    return next((int(rank) for rank in ranks if rank and rank.isdigit()), 0)
 
 
 def _status(error: BaseException) -> str:
