@@ -47,7 +47,7 @@ def test_a_search_its_winner_and_how_it_goes_on(command, image_folder, tmp_path)
     words = [*JOB, f"data.root={root}", f"output_dir={out}"]
     done = command("search", *words, "search.trials=5")
     assert done.code == 0, done.err
-    assert "trial 1/5  given" in done.out
+    assert "1/5  trial 0  given" in done.out
     assert "18 images of val; test is not looked at" in " ".join(done.out.split())
     found = rows(out)
     assert [r["kind"] for r in found] == ["given", "coarse", "coarse", "fine", "fine"]

@@ -54,14 +54,15 @@ def work(team: Team, place: Workplace, lines: Lines) -> None:
             check(done)
             if len(done) >= team.asked.search.trials:
                 return
+            place.trials.reap()
+            left = len(place.trials.all()) < team.asked.search.trials
             for worker in workers:
-                _keep(worker, team, number, len(done))
-            if all(w.process is None for w in workers) and not place.trials.running():
+                _keep(worker, team, number, len(done), needed=left)
+            if left and all(w.process is None for w in workers):
                 raise TrialsError(
                     f"the workers died {MOST_STARTS} times in a row; {team.folder.path}/workers "
                     "has what they said last"
                 )
-            place.trials.reap()
             time.sleep(POLL_SECONDS)
 
 
@@ -69,22 +70,19 @@ def _share(workers: int) -> int:
     return max(1, usable_cores() // workers)
 
 
-def _keep(worker: _Worker, team: Team, workers: int, done: int) -> None:
+def _keep(worker: _Worker, team: Team, workers: int, done: int, *, needed: bool) -> None:
     """Start a worker that is not there, unless it died again and again or is not needed."""
     if worker.process is not None:
         code = worker.process.poll()
         if code is None:
             return
         worker.process = None
-        if code == 0:
-            worker.starts = MOST_STARTS  # there was nothing left for it
-        else:
+        if code:
             ended = f"signal {-code}" if code < 0 else f"code {code}"
             display.say(f"worker {worker.number} ended by {ended}")
     if done > worker.done:
-        worker.starts = worker.starts if worker.starts == MOST_STARTS else 0
-        worker.done = done
-    if worker.starts < MOST_STARTS:
+        worker.starts, worker.done = 0, done
+    if needed and worker.starts < MOST_STARTS:
         worker.starts += 1
         _start(worker, team, workers)
 

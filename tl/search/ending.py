@@ -18,7 +18,7 @@ from tl.search.judging import Judged, judge
 from tl.search.page import page
 from tl.search.setup import FEW_VAL, Workplace
 from tl.search.shown import Lines, ranked_rows
-from tl.search.team import Team
+from tl.search.team import CONFIG, Team, write_config
 
 MOST_ROWS = 10  # of the table on the screen
 PAGE, TRIALS, SUMMARY = "search.html", "trials.csv", "search.json"
@@ -71,6 +71,8 @@ def work(team: Team, place: Workplace, shown: Lines) -> None:
     if place.trials.enough():
         return
     if team.asked.search.workers > 1:
+        if not (team.folder.path / CONFIG).is_file():  # others began it, in a folder of theirs
+            write_config(team.folder, team.asked)
         crew.work(team, place, shown)
     else:
         trying.try_settings(team, place, shown)

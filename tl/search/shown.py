@@ -74,7 +74,8 @@ class Lines:
             end += f": {error}"
         mark = "  best so far" if best else f"  {end}" if end else ""
         return (
-            f"trial {self.number:>{width}}/{self.total}  {kind:<6}  {name} {value:<6}  {values}  "
+            f"{self.number:>{width}}/{self.total}  trial {trial.number:<{width}}  {kind:<6}  "
+            f"{name} {value:<6}  {values}  "
             f"{seconds:.1f} s{mark}"
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -33,6 +34,11 @@ FREE = {
     *("search.finish", "search.sampler", "search.pruner"),
 }
 PLACES = {"data.root", "data.table", "model.weights"}  # compared by what lies there
+# Each process that torchrun or srun starts is a worker of its own, not a part of one job.
+RANKS = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"),
+    *("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"),
+)
 SETUP_SECONDS = 3600.0  # that the first worker may look at the images
 
 
@@ -47,6 +53,8 @@ def open_search(config: SearchConfig) -> tuple[RunFolder, SearchConfig]:
     """
     from tl.launching import processes
 
+    for name in RANKS:
+        os.environ.pop(name, None)
     if processes(config.trainer, config.data.batch_size) > 1:
         msg = "trainer: a trial trains in one process; search.workers=N tries N settings at once"
         raise ConfigError(msg)
