@@ -57,8 +57,8 @@ def test_a_call_that_ends_is_taken_up_by_the_same_command(signum, host, image_fo
     killed = signum is signal.SIGKILL
     if not killed:
         assert call.returncode == 130, said
-        assert "job 0 checkpointed" in said
-        assert "job 3 not begun" in said
+        assert "job 0 is checkpointed" in said
+        assert "job 3 did not begin" in said
         assert f"interrupted; the same command goes on: {place}" in said
     while host.pids():  # Ray ends its processes, and the jobs, when who started it is gone
         assert time.monotonic() < deadline, host.pids()

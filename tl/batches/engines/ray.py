@@ -14,10 +14,10 @@ from typing import Any
 
 from tl.batches.engines import ray_site as site
 from tl.batches.engines.ray_node import Request
-from tl.batches.errors import EngineError
+from tl.batches.errors import BatchError, EngineError
 from tl.batches.ledger import LEDGER, Ledger
 from tl.batches.worker import GRACE_SECONDS, Task
-from tl.config.launchers import launcher_config
+from tl.config.launchers import PREFIX, launcher_config
 from tl.config.ray import RayConfig
 
 FOLDER = "ray"
@@ -76,11 +76,24 @@ class RayEngine:
         self.ray = site.connect(self.asked)
         self.gpus = site.gpus(self.ray, self.asked)
         self.options = site.options(self.asked, self.gpus)
-        site.check_room(self.ray, self.asked, self.options)
         self._begin = self.ray.remote(on_any_node())
+        self._check()
         self._handles: list[Handle] = []
         self._looked = self._counted = float("-inf")
         self._dead: set[str] = set()
+
+    def _check(self) -> None:
+        """Let Ray judge what a job asks for.
+
+        Raises:
+            BatchError: It would refuse it, or has no room for it.
+        """
+        try:
+            self._begin.options(**self.options)
+        except (TypeError, ValueError) as error:
+            msg = f"Ray refuses what a job asks for: {site.plain(error)}; see {PREFIX}options="
+            raise BatchError(msg) from error
+        site.check_room(self.ray, self.asked, self.options)
 
     def start(self, task: Task) -> Handle:
         """Hand a worker to Ray, which queues it."""
