@@ -104,7 +104,6 @@ def run(name: str, job: Job, argv: list[str] | None = None) -> None:
     if {"-h", "--help"} & set(args):
         _show(help_text(name, pipelines()[name]))
         return
-    stopping.install()
     _claim(argv)
     code = _exit_code(name, job, args)
     ranks.leave()
@@ -162,6 +161,7 @@ def _without(name: str) -> Iterator[None]:
 
 def _exit_code(name: str, job: Job, args: list[str]) -> int:
     try:
+        stopping.install()
         check_overrides(name, args)
         return _run_hydra(name, job, args)
     except Interrupted as stop:

@@ -61,7 +61,8 @@ def test_within_a_fit_it_is_a_wish_until_the_fit_ends():
 
 
 def test_a_step_that_does_not_end_is_cut(monkeypatch):
-    monkeypatch.setattr(stopping, "STEP_SECONDS", 0.2)
+    monkeypatch.setenv("TL_STOP_SECONDS", "0.2")
+    stopping.install()
     began = time.monotonic()
     with pytest.raises(Interrupted), stopping.after_step():  # noqa: PT012
         me()
@@ -69,8 +70,17 @@ def test_a_step_that_does_not_end_is_cut(monkeypatch):
     assert 0.1 < time.monotonic() - began < 5
 
 
+@pytest.mark.parametrize("seconds", ["soon", "0", "-3", "nan", "inf"])
+def test_a_time_that_is_none_is_refused(tl, monkeypatch, seconds):
+    monkeypatch.setenv("TL_STOP_SECONDS", seconds)
+    tl("train", "data.root=x").refused(
+        f"TL_STOP_SECONDS must be a number of seconds, got '{seconds}'"
+    )
+
+
 def test_what_is_written_after_the_step_may_take_its_time(monkeypatch):
-    monkeypatch.setattr(stopping, "STEP_SECONDS", 0.1)
+    monkeypatch.setenv("TL_STOP_SECONDS", "0.1")
+    stopping.install()
     written = []
     with pytest.raises(Interrupted), stopping.after_step():  # noqa: PT012
         me()

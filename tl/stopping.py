@@ -6,6 +6,7 @@ fit uses that time to write its state.
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -14,10 +15,11 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
 
-from tl.config import Interrupted
+from tl.config import ConfigError, Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STEP_SECONDS = 5.0  # that a step may still take: half of what `docker stop` waits
+VARIABLE = "TL_STOP_SECONDS"  # another number, where who sends SIGTERM waits for longer
 # A launcher sends what its terminal has sent already: one wish, not two.
 SAME_SECONDS = 1.0
 
@@ -28,6 +30,7 @@ class _State:
     since: float = 0.0
     waits: bool = False  # for the end of a step
     ends: bool = False
+    patience: float = STEP_SECONDS
 
 
 _state = _State()
@@ -37,9 +40,12 @@ def install() -> None:
     """Take both signals from now on; what this process was asked before is forgotten.
 
     Call it in the main thread, and again in a forked child.
+
+    Raises:
+        ConfigError: `TL_STOP_SECONDS` is no number of seconds.
     """
     global _state
-    _state = _State()
+    _state = _State(patience=_patience())
     for signum in SIGNALS:
         signal.signal(signum, request)
     signal.signal(signal.SIGALRM, _overdue)
@@ -59,7 +65,7 @@ def request(signum: int, _frame: FrameType | None = None) -> None:
     if not _state.waits:
         stop()
     if first:
-        signal.setitimer(signal.ITIMER_REAL, STEP_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, _state.patience)
     elif signum == _state.signum and now - _state.since > SAME_SECONDS:
         stop()
 
@@ -73,7 +79,7 @@ def requested() -> bool:
 def after_step() -> Iterator[None]:
     """Let what runs in here stop itself: it asks `requested` after each step, and calls `stop`.
 
-    Where it does not within `STEP_SECONDS`, or a second signal comes, it ends where it stands.
+    Where it does not in time, or a second signal comes, it ends where it stands.
 
     Raises:
         Interrupted: The process was asked to stop.
@@ -103,6 +109,19 @@ def stop() -> NoReturn:
     in_time()
     _state.ends = True
     raise Interrupted
+
+
+def _patience() -> float:
+    text = os.environ.get(VARIABLE, "").strip()
+    if not text:
+        return STEP_SECONDS
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e6:
+        raise ConfigError(f"{VARIABLE} must be a number of seconds, got {text!r}")
+    return seconds
 
 
 def _overdue(_signum: int, _frame: FrameType | None) -> None:
