@@ -34,7 +34,8 @@ PAGE = 250  # runs of a request: more at once take more memory, not less time
 SHOWN = 8  # experiments that a message names
 PARENT = "mlflow.parentRunId"
 NOT_THERE = ("404", "RESOURCE_DOES_NOT_EXIST", "No such", "NoSuchKey", "Not Found")
-OTHERS = {"audit", "comparison", "batch", "sweep", "search", "trial"}  # kinds of MLflow runs that judge no model
+# Kinds of MLflow runs that judge no model.
+OTHERS = {"audit", "comparison", "batch", "sweep", "search", "trial"}
 
 
 class Store:

@@ -151,7 +151,8 @@ class Trials:
 
     def give_up(self, trial: FrozenTrial | optuna.Trial, reason: str, *, attempt: int) -> None:
         """Mark a trial as failed; it does not count, unless its settings were tried so before."""
-        kept = {k: trial.user_attrs[k] for k in ("kind", "share") if k in trial.user_attrs}
+        attrs: dict[str, Any] = {"attempt": attempt + 1}
+        attrs |= {k: v for k, v in trial.user_attrs.items() if k in ("kind", "share")}
         again = attempt < ATTEMPTS
         marks: dict[str, Any] = {"error": reason}
         if again:
@@ -160,7 +161,6 @@ class Trials:
         with suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):
             self.study.tell(trial.number, state=TrialState.FAIL)
             if again:
-                attrs = {**kept, "attempt": attempt + 1}
                 self.study.enqueue_trial(trial.params, user_attrs=attrs)
 
     def _mark(self, trial: FrozenTrial | optuna.Trial, values: Mapping[str, Any]) -> None:
