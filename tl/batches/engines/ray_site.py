@@ -44,11 +44,11 @@ def connect(asked: RayConfig) -> Any:
     else:
         settings |= {"address": "local", "_node_ip_address": LOCAL, "include_dashboard": False}
         settings |= {"num_cpus": usable_cores()}
-    if not address.startswith("ray://"):
-        settings["log_to_driver"] = False
+    if not address.startswith("ray://"):  # which hands all that is new to it to the cluster
+        settings |= {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         with _own_signals():
-            ray.init(logging_level=logging.ERROR, **settings)
+            ray.init(**settings)
     except ray.exceptions.AuthenticationError as error:
         raise BatchError(f"{_what(address)} asks for a token: {_remedy()}") from error
     except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
