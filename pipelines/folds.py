@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
 
+from tl import ranks
 from tl.config import TrainConfig, to_yaml
 from tl.pipelines import loading
 from tl.runs import TrainResult, each_fold, folds_of, note_fold, open_run, resumable, sum_up
@@ -45,7 +46,7 @@ def cross_validate(config: TrainConfig, train: Train) -> TrainResult:
     models.check_request(asked.model, pretrained=asked.finetune.pretrained)
     # Whether the images do for all folds, before the first begins
     with display.bar("checking images") as progress:
-        table = data.read_table(
+        table = ranks.on_first(data.read_table)(
             asked.data, seed=asked.seed, cache_dir=asked.cache.path(), progress=progress
         )
     above = replace(asked, tracking=replace(asked.tracking, system_metrics=False))

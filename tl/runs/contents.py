@@ -88,8 +88,14 @@ def job_facts(table: ImageTable, built: BuiltModel, plan: Plan) -> dict[str, str
         "preprocessing": f"{p.input_size[2]} x {p.input_size[1]}, {p.interpolation}, {p.crop_mode} "
         f"crop {p.crop_pct:g}, mean {_numbers(p.mean)}, std {_numbers(p.std)}",
         "plan": f"{plan.method}: " + " -> ".join(phase.name for phase in plan.phases),
+        **({"processes": _processes()} if ranks.world() > 1 else {}),
         **({"plan notes": "; ".join(plan.notes)} if plan.notes else {}),
     }
+
+
+def _processes() -> str:
+    here = ranks.here()
+    return f"{here.world} on {here.hosts} host{'s' * (here.hosts != 1)}, together for each batch"
 
 
 def _labelled(table: ImageTable) -> str:
@@ -135,6 +141,7 @@ def job_params(
         "data.images": fingerprint["images"],
         "data.classes": len(table.classes),
         "data.task": table.task.value,
+        **({"processes": ranks.world()} if ranks.world() > 1 else {}),
     }
 
 
