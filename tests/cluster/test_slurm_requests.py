@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import time
 from pathlib import Path
@@ -14,12 +15,13 @@ from commands import SCRIPT, TINY, Done, script
 from processes import timeless
 from slurm import missing, slurm
 
+from tl.batches.engines.slurm_site import minutes
 from tl.batches.jobs import DONE, INTERRUPTED, RUNNING
 from tl.batches.ledger import Ledger
 
 pytestmark = pytest.mark.cluster
 ONE_CORE = {"TL_CORES": "1", "OMP_NUM_THREADS": "1"}
-SECONDS = 600
+SECONDS = 1200  # on a busy machine
 LONG = ["finetune=full", "augment=light", "finetune.epochs=400", "finetune.patience=0"]
 
 
@@ -105,14 +107,21 @@ def test_a_cluster_that_does_not_answer_is_said_within_seconds(cluster, batch):
 # --- limits and ends ----------------------------------------------------------------------------
 
 
-def test_a_job_at_its_limit_of_time_goes_on_in_a_new_one(batch):
-    limit = ["hydra.launcher.timeout_min=1", "hydra.launcher.signal_s=20"]
-    process = batch("seed=3", *LONG, *limit)
+def test_a_job_at_its_limit_of_time_goes_on_in_a_new_one(cluster, batch):
+    process = batch("seed=3", *LONG, "hydra.launcher.timeout_min=60")
+    wait_for(lambda: list(batch.place.glob("0/checkpoints/*/last.ckpt")), process)
+    worker = entry(batch.place).attempts[0].worker
+    number = worker.removeprefix("slurm-")
+    ran = cluster.run(["squeue", "--noheader", "--format=%M", f"--jobs={number}"])
+    soon = minutes(ran.rpartition("-")[2]) + 2  # nearer than the two minutes of signal_s
+    cluster.run(["scontrol", "update", f"JobId={number}", f"TimeLimit={soon}"])
     finished = done(process)
     assert finished.code == 0, finished.out + finished.err
-    attempts = entry(batch.place).attempts
-    assert [a.state for a in attempts] == [INTERRUPTED] * (len(attempts) - 1) + [DONE]
-    assert len({a.worker for a in attempts}) == len(attempts) > 1
+    first, second = entry(batch.place).attempts
+    assert (first.state, second.state) == (INTERRUPTED, DONE)
+    assert second.worker != worker
+    submitted = (batch.place / f"ledger/slurm/{number}_submission.sh").read_text()
+    assert "#SBATCH --signal=TERM@120\n" in submitted
     whole = batch.place.parent / "whole"
     alone = script(
         *("train", f"data.root={batch.data}", f"output_dir={whole}", "seed=3", *TINY, *LONG),
@@ -164,5 +173,30 @@ def test_a_job_of_a_batch_trains_on_two_hosts(batch):
     assert finished.code == 0, finished.out + finished.err
     for number in (0, 1):
         assert [a.state for a in entry(batch.place, number).attempts] == [DONE]
-    log = (batch.place / "logs/0.txt").read_text()
-    assert "2 hosts" in log or "2 processes" in log, log
+    logs = batch.place / "ledger/slurm"
+    ran = [pickle.loads(file.read_bytes()) for file in logs.glob("*_result.pkl")]
+    assert ran == [("success", 1)] * 4  # two processes for each of two jobs
+    for number in (0, 1):
+        worker = entry(batch.place, number).attempts[-1].worker.removeprefix("slurm-")
+        said = "".join(file.read_text() for file in logs.glob(f"{worker}_?_log.out"))
+        assert {host for host in ("n1", "n2") if f"hostname={host}," in said} == {"n1", "n2"}
+    whole = batch.place.parent / "whole"
+    alone = script("train", f"data.root={batch.data}", f"output_dir={whole}", "seed=3", *TINY)
+    assert alone.code == 0, alone.out + alone.err
+    left, right = (json.loads((r / "metrics.json").read_text()) for r in (whole, batch.place / "0"))
+    assert right["val/loss"] == pytest.approx(left["val/loss"], abs=1e-4)
+    assert right["val/acc"] == left["val/acc"]
+
+
+def test_srun_trains_one_job_on_two_hosts(cluster, image_folder, tmp_path):
+    data = image_folder(splits={"train": 12, "val": 6})
+    wide, alone = tmp_path / "wide", tmp_path / "alone"
+    step = ["srun", "--nodes=2", "--ntasks-per-node=1", "--mem=2G", SCRIPT, "train", *TINY]
+    ddp = ["trainer=ddp", "trainer.accelerator=cpu"]
+    given = [f"data.root={data}", "seed=3"]
+    cluster.run([*step, *ddp, *given, f"output_dir={wide}"], timeout=SECONDS)
+    one = script("train", *TINY, *given, f"output_dir={alone}")
+    assert one.code == 0, one.out + one.err
+    left, right = (json.loads((r / "metrics.json").read_text()) for r in (alone, wide))
+    assert right["val/loss"] == pytest.approx(left["val/loss"], abs=1e-4)
+    assert right["val/acc"] == left["val/acc"]
