@@ -74,7 +74,7 @@ def test_ten_jobs_over_one_data_set_and_backbone_embed_once(image_folder, tmp_pa
 @pytest.mark.slow
 def test_a_batch_that_is_asked_to_stop_checkpoints_its_jobs_and_goes_on(image_folder, tmp_path):
     data, place = image_folder(splits={"train": 30, "val": 4}), tmp_path / "batch"
-    settings = ["finetune=full", "finetune.epochs=25", "finetune.patience=0", "seed=1,2,3"]
+    settings = ["finetune=full", "finetune.epochs=15", "finetune.patience=0", "seed=1,2,3"]
     process = batch(place, data, *settings)
     deadline = time.monotonic() + 240
     while len(list(place.glob("*/checkpoints/*/last.ckpt"))) < 2:
