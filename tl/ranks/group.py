@@ -118,12 +118,17 @@ def _join(here: Place) -> None:
 
 
 def _address_by_slurm(here: Place) -> None:
-    """Where the first task waits for the others, as Lightning derives it from the step's hosts."""
+    """Where the first task waits for the others: Lightning knows the host, by the step's list.
+
+    Its port is that of the whole Slurm job; two steps of a job must not meet at one.
+    """
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
     slurm = SLURMEnvironment(auto_requeue=False)
     os.environ.setdefault("MASTER_ADDR", slurm.main_address)
-    os.environ.setdefault("MASTER_PORT", str(slurm.main_port))
+    step = os.environ.get("SLURM_STEP_ID", "")
+    port = slurm.main_port + (int(step) % 1000 if step.isdigit() else 0)
+    os.environ.setdefault("MASTER_PORT", str(port))
     os.environ["RANK"], os.environ["WORLD_SIZE"] = str(here.rank), str(here.world)
     os.environ["LOCAL_RANK"] = str(here.local_rank)
     os.environ["LOCAL_WORLD_SIZE"] = str(here.local_world)
