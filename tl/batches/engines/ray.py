@@ -120,7 +120,7 @@ class RayEngine:
         # When one of them goes all end, and all are begun again: an attempt is a group.
         entry = Ledger(self.place).read((task.keys or ("",))[0])
         tries = task.rules.failures(entry) + 1 if entry else 1
-        task = replace(task, stay=False, rules=replace(task.rules, attempts=tries))
+        task = replace(task, rules=replace(task.rules, attempts=tries))
         bundles = [site.resources(self.options)] * request.world
         group = util.placement_group(bundles, strategy=self.asked.placement.value)
         begun = [
