@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -85,6 +86,12 @@ def _is_pattern(root: str) -> bool:
 
 
 def _folder_format(path: Path) -> DataFormat:
+    if not os.access(path, os.R_OK | os.X_OK):
+        msg = (
+            f"data.root: user {os.getuid()} may not read {path}; "
+            "let it (chmod -R a+rX), or run as the folder's owner"
+        )
+        raise DataError(msg)
     if any((path / name).is_file() for name in SAVED):
         return DataFormat.datasets
     if any((path / name).is_file() for name in METADATA):
