@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from functools import cache
 from typing import Any, TypeVar
 
 from hydra import compose as hydra_compose
@@ -108,10 +107,14 @@ def convert(schema: type[Any], key: str, value: Any) -> Any:
     return result
 
 
-@cache
+_nodes: dict[type[Any], DictConfig] = {}
+
+
 def _node(schema: type[Any]) -> DictConfig:
     """One node of a schema, in which values are converted one after the other."""
-    return OmegaConf.structured(schema)
+    if schema not in _nodes:
+        _nodes[schema] = OmegaConf.structured(schema)
+    return _nodes[schema]
 
 
 def _type_text(hint: Any) -> str:
