@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tl.config import PIPELINES, compose
+from tl.config.launchers import launcher_config
+from tl.config.ray import RayConfig
+from tl.config.slurm import SlurmConfig
 from tl.training.lightning import build, callbacks_of, loggers
 from tl.training.processes import for_processes
 
@@ -28,13 +33,16 @@ NEEDED = {
     "search": ["data.root=x"],
 }
 OPTIONS = [
-    (file.parent.name, file.stem) for file in sorted(CONF.rglob("*.yaml")) if file.parent != CONF
+    (file.parent.relative_to(CONF).as_posix(), file.stem)
+    for file in sorted(CONF.rglob("*.yaml"))
+    if file.parent != CONF
 ]
+LAUNCHERS = {"local": None, "slurm": SlurmConfig, "ray": RayConfig}
 
 
 def test_the_glob_finds_the_files():
     assert len(OPTIONS) >= 25
-    assert {group for group, _ in OPTIONS} == {
+    assert {group.split("/")[0] for group, _ in OPTIONS} == {
         p.name for p in CONF.iterdir() if p.is_dir() and not p.name.startswith("_")
     }
 
@@ -68,6 +76,18 @@ def test_options_compose_and_build(group, option, tmp_path):
     built = [*callbacks_of(config.callbacks), *loggers(config.logger, tmp_path)]
     wanted = [*config.callbacks.values(), *config.logger.values()]
     assert [type(b).__name__ for b in built] == [w["_target_"].split(".")[-1] for w in wanted]
+
+
+def test_presets_of_launchers_have_all_settings_at_their_defaults():
+    files = sorted((CONF / "hydra/launcher").glob("*.yaml"))
+    assert {file.stem for file in files} == set(LAUNCHERS)
+    for file in files:
+        settings = yaml.safe_load(file.read_text())
+        assert settings.pop("_target_") == "hydra_plugins.tl.BatchLauncher"
+        assert settings.pop("engine") == file.stem
+        schema = LAUNCHERS[file.stem]
+        assert not settings or launcher_config(schema, settings) == schema()
+        assert not schema or settings.keys() == {f.name for f in fields(schema)}
 
 
 @pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda f: f.stem)
