@@ -79,11 +79,9 @@ class Store:
         team = ranks.sharing(self.shelves[CLEAN].path.parent)
         place = team.index(ranks.rank())
         with ExitStack() as locks, display.bar("frozen part", unit="views") as update:
-            writers: dict[int, Writer] = {}
-            if place == 0:
-                writers = ranks.alike(lambda: self._writers(missing, locks), CacheError)
-            else:
-                ranks.alike(lambda: None, CacheError)
+            writers = ranks.alike(
+                lambda: {} if place else self._writers(missing, locks), CacheError
+            )
             # Another job may have filled some meanwhile.
             missing = ranks.gather(self.missing(images) if place == 0 else missing)[team[0]]
             total = int(missing.sum())
