@@ -84,7 +84,7 @@ def test_many_trials_on_few_images_are_told_and_corrected():
     assert found.corrected == pytest.approx(0.5, abs=0.04)
     (text,) = [w for w in found.warnings if "trials were compared on" in w]
     assert text.startswith("30 trials were compared on 100 images, one for each 3")
-    assert "at most 5 trials would do" in text
+    assert "at most 5 trials would do, or more images" in text
     assert corrected([np.ones(4)]) is None
 
 

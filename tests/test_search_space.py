@@ -6,7 +6,8 @@ import pytest
 from commands import Command
 
 from tl.config import ConfigError, compose
-from tl.search.space import Dimension, applied, default_space, job_of, parse, value_of
+from tl.search.space import Dimension, applied, job_of, limits, parse, value_of
+from tl.search.usual import default_space
 
 HEAD_LR = {"finetune.head_lr": {"low": 0.001, "high": 0.1}}
 
@@ -142,6 +143,11 @@ def test_the_space_of_those_who_name_none():
         for name in ("adamw", "sgd")
     )
     assert fast.high > slow.high
+
+
+def test_limits_beyond_which_nothing_can_be_searched():
+    assert limits("finetune.lr_ratio") == (1, 100)
+    assert limits("finetune.phases.all.head_lr") == (0, 100)
 
 
 @pytest.fixture

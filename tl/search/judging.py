@@ -17,7 +17,7 @@ from tl.config import Task
 from tl.evaluation import PairResult, PairSide, compare_pair, holm
 from tl.search.packing import unpack
 from tl.search.samplers import GIVEN, rank
-from tl.search.space import Dimension, shown
+from tl.search.space import Dimension, limits, shown
 
 IMAGES_PER_TRIAL = 20  # of val: with fewer, the best of many trials is the luckiest
 EDGE = 0.05  # share of a range, at its ends
@@ -211,9 +211,11 @@ def _edges(judged: Judged) -> list[str]:
         if d.log:
             wider = d.low / 10 if end == "lower" else d.high * 10
         else:
-            wider = max(d.low - (d.high - d.low), 0) if end == "lower" else 2 * d.high - d.low
-        if end == "lower" and not d.log and d.low <= 0:
-            continue  # there is nothing below none
+            wider = 2 * d.low - d.high if end == "lower" else 2 * d.high - d.low
+        least, most = limits(d.key)
+        if bound in (least, most):
+            continue  # there is nothing beyond
+        wider = min(max(wider, least), most)
         low, high = (wider, d.high) if end == "lower" else (d.low, wider)
         found.append(
             f"{d.key}={value} is at the {end} edge of what was searched ({bound:g}): the best may "
@@ -258,4 +260,5 @@ def _luck(judged: Judged, trials: int) -> list[str]:
     )
     if judged.corrected is not None and judged.best.value is not None:
         text += f" (here {100 * judged.best.value:.1f} % instead of {100 * judged.corrected:.1f} %)"
-    return [f"{text}; at most {max(most, 1)} trials would do, or search.folds"]
+    few = "1 trial" if most <= 1 else f"{most} trials"
+    return [f"{text}; at most {few} would do, or more images (search.folds judges by all)"]

@@ -14,9 +14,10 @@ from tl.data import DataError
 from tl.runs import audit_lines, audited, brief, decide_or_keep
 from tl.search.bench import Bench
 from tl.search.errors import SearchError
-from tl.search.space import Dimension, applied, default_space, job_of, parse, preset, value_of
+from tl.search.space import Dimension, applied, job_of, parse, preset, value_of
 from tl.search.study import Trials, open_study
 from tl.search.team import Team, comparable, refuse_others, write_config
+from tl.search.usual import default_space
 
 if TYPE_CHECKING:
     from tl.data import ImageTable

@@ -374,32 +374,10 @@ def value_of(config: TrainConfig, dimension: Dimension) -> Any:
     return value if inside else None
 
 
-# --- the space of those who name none -------------------------------------------------------------
-
-RATES = {"adamw": (1e-4, 0.1), "sgd": (1e-3, 1.0)}
-LOWER = 10.0  # stages that were pretrained learn slower than a new head
-
-
-def default_space(config: TrainConfig, *, labels: bool) -> tuple[Dimension, ...]:
-    """Learning rates of the phases, weight decay, label smoothing; the ratio where stages train.
-
-    Args:
-        config: Of the job, with its phases.
-        labels: Whether the images have labels, not numbers.
-    """
-    tune = config.finetune
-    found = []
-    shared = [name for name, phase in tune.phases.items() if phase.head_lr is None]
-    low, high = RATES[tune.optimizer.value if tune.optimizer else "adamw"]
-    if shared:
-        found.append(Dimension("finetune.head_lr", (), low, high, log=True))
-    for name, phase in tune.phases.items():
-        if phase.head_lr is not None:
-            key = f"{PHASES}{name}.head_lr"
-            found.append(Dimension(key, (), low / LOWER, high / LOWER, log=True))
-    if any(phase.train_stages for phase in tune.phases.values()):
-        found.append(Dimension("finetune.lr_ratio", (), 1.0, 100.0, log=True))
-    found.append(Dimension("finetune.weight_decay", (), 1e-4, 0.3, log=True))
-    if labels:
-        found.append(Dimension("finetune.label_smoothing", (), 0.0, 0.2))
-    return tuple(found)
+def limits(key: str) -> tuple[float, float]:
+    """The least and the most that a setting may be at all; a lower end above which it must be."""
+    if key.startswith(PHASES):
+        key = f"{PHASES}<name>.{key.removeprefix(PHASES).split('.', 1)[1]}"
+    field = next((f for name, _, f in schema_keys(TrainConfig) if name == key), None)
+    meta = field.metadata if field is not None else {}
+    return meta.get("low", meta.get("above", -math.inf)), meta.get("high", math.inf)
