@@ -73,7 +73,7 @@ def test_a_share_that_is_no_number_of_cores_is_refused(monkeypatch, share):
 
 
 def test_a_command_says_what_is_wrong_with_the_share(image_folder):
-    done = script("train", f"data.root={image_folder()}", "model=test_vit", TL_CORES="many")
+    done = script("train", f"data.root={image_folder()}", "model=test_resnet", TL_CORES="many")
     assert "TL_CORES must be a whole number from 1, got 'many'; or leave it out" in done.err
     assert done.code == 2
     assert "Traceback" not in done.err
@@ -127,6 +127,7 @@ main()
     done = script(
         "-c", code, "train", f"data.root={data}", "experiment=smoke", "model.image_size=32",
         "finetune=full", "finetune.epochs=1", "cache=off", "tracking.enabled=false",
+        "data.num_workers=null",
         f"output_dir={tmp_path / 'run'}",
         command=(sys.executable,), TL_CORES="1",
     )  # fmt: skip

@@ -107,7 +107,7 @@ def test_rooms_import_only_what_the_design_allows(file):
 
 @pytest.mark.parametrize("file", python_files("pipelines"), ids=lambda f: f.name)
 def test_pipelines_import_only_tl_and_hydra(file):
-    allowed = {"tl", "hydra", "omegaconf", *sys.stdlib_module_names}
+    allowed = {"tl", "hydra", "hydra_plugins", "omegaconf", *sys.stdlib_module_names}
     assert {name.split(".")[0] for name in imported(file, "tl.pipelines")} <= allowed
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tl.bundle import Outputs
+from tl.cores import usable_cores
 from tl.export.errors import ExportError
 from tl.quiet import quiet
 
@@ -157,6 +158,7 @@ def _difference(path: Path, module: _WithAnswers, input_size: tuple[int, int, in
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = usable_cores()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     images = torch.randn(3, *input_size, generator=torch.Generator().manual_seed(0))
