@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from tl import display, models, tracking, training
-from tl.config import AUTO, ConfigError, Sampler, SearchConfig, Task, TrainConfig, to_yaml, validate
+from tl.config import (
+    AUTO,
+    ConfigError,
+    Sampler,
+    SearchConfig,
+    SearchSettings,
+    Task,
+    TrainConfig,
+    to_yaml,
+    validate,
+)
 from tl.data import DataError
 from tl.runs import audit_lines, audited, brief, decide_or_keep
 from tl.search.bench import Bench
@@ -80,6 +91,9 @@ def prepare(team: Team) -> Workplace:
             tracking.check_store(config.tracking, resume=team.folder.resumed)
         job = _decided(team, job, table)
     bench_of = {"metric": config.search.metric}
+    given = given or default_space(job, labels=table.task is not Task.regression)
+    space = given if known is None else [Dimension.from_dict(d) for d in known["space"]]
+    team.asked = config = replace(config, search=without_repeats(config.search, space))
     if known is None:
         folds = _folds(config, table)
         bench = Bench(job, table, folds=folds, **bench_of)
@@ -155,17 +169,10 @@ def _setup(
     config: SearchConfig,
     job: TrainConfig,
     bench: Bench,
-    given: tuple[Dimension, ...],
+    space: tuple[Dimension, ...],
     fingerprint: str,
 ) -> dict[str, Any]:
-    space = given or default_space(job, labels=bench.task is not Task.regression)
     _try_all_methods(space, job, bench)
-    cells = math.prod(len(d.points(config.search.grid_points)) for d in space)
-    if config.search.sampler is Sampler.grid and config.search.trials > cells:
-        raise ConfigError(
-            f"search.trials={config.search.trials}, but the grid has {cells} cells: take as many, "
-            "or more search.grid_points"
-        )
     try:
         for fold in range(bench.folds):
             bench.table_of(fold)
@@ -187,6 +194,16 @@ def _setup(
         "share": config.search.coarse_epochs or (SHARE if deep else 1.0),
         "given": values if all(v is not None for v in values.values()) else None,
     }
+
+
+def without_repeats(asked: SearchSettings, space: Sequence[Dimension]) -> SearchSettings:
+    """Each cell once, where there are no more of them than trials: twice it would be the same."""
+    cells = math.prod(len(d.points(asked.grid_points)) for d in space)
+    grid = asked.sampler is Sampler.grid or all(d.choices for d in space)
+    if not grid or cells >= asked.trials:
+        return asked
+    display.say(f"{cells} settings are all that there are: {cells} trials, each of them once")
+    return replace(asked, sampler=Sampler.grid, trials=cells)
 
 
 def _try_all_methods(space: tuple[Dimension, ...], job: TrainConfig, bench: Bench) -> None:
