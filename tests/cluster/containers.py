@@ -132,6 +132,8 @@ def engine(folder: Path) -> Iterator[Engine]:
         yield found
     finally:
         found.podman("rm", "--all", "--force", "--time", "5")
+        # Which the programs leave mounted, and which nobody could delete then.
+        subprocess.run(["umount", "--recursive", folder / "storage/overlay"], capture_output=True)
 
 
 def debian() -> tuple[str, str]:
