@@ -60,7 +60,10 @@ def _table(title: str, schema: type[Any], prefix: str = "") -> str:
         "| --- | --- | --- | --- |",
     ]
     if schema is SearchConfig:
-        lines[2:2] = ["And every setting of `tl train`, of the job whose settings are searched.", ""]
+        lines[2:2] = [
+            "And every setting of `tl train`, of the job whose settings are searched.",
+            "",
+        ]
     for key, owner, field in schema_keys(schema):
         if schema is SearchConfig and not key.startswith("search."):
             continue

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tl import stopping
+from tl import ranks, stopping
 from tl.batches import Batch, Job, Outcome, leading, read_states
 from tl.config import BatchConfig, ConfigError, Interrupted, TlError, TrainConfig, validate
 from tl.pipelines import loading, show_error
@@ -83,6 +83,12 @@ class Command:
             BatchError: Nothing was started; says why.
             EngineError: Workers cannot be started.
         """
+        if (here := ranks.place()).world > 1:
+            msg = (
+                f"{here.launcher} started {here.world} processes, and each of them would run the "
+                "batch: start it once; trainer=ddp or the launcher starts the processes of a job"
+            )
+            raise ConfigError(msg)
         varied = _varied([overrides for _, overrides, _ in composed])
         jobs, told = [], set[str]()
         for number, overrides, config in composed:

@@ -64,3 +64,10 @@ def test_the_folder_of_a_run_is_no_batch(tl, image_folder):
     Path("run/config.yaml").touch()
     done = tl("train", "-m", f"data.root={image_folder()}", *UNTRACKED, "output_dir=run")
     done.refused("holds a run, not a batch; choose another output_dir")
+
+
+def test_a_batch_is_started_once(tl, image_folder, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    done = tl("train", "-m", f"data.root={image_folder()}", *UNTRACKED, "seed=1,2")
+    done.refused("started 2 processes, and each of them would run the batch: start it once")

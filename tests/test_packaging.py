@@ -80,7 +80,9 @@ def test_wheel_holds_code_and_configs_and_nothing_else(wheel):
         for top, found in files.items()
         for f in found
     }
-    assert names == expected
+    # Hydra takes launchers from a namespace of its own only.
+    launcher = "tl/pipelines/hydra_plugin/__init__.py"
+    assert names == expected - {launcher} | {"hydra_plugins/tl/__init__.py"}
 
 
 def test_wheel_promises_script_licence_and_python(wheel):

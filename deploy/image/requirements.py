@@ -2,10 +2,10 @@
 
     python requirements.py pyproject.toml constraints.txt OUT [EXTRA…]
 
-`OUT/cuda.txt` has the CUDA libraries that torch's wheels of PyPI ask for, `OUT/torch.txt` torch and
-torchvision, `OUT/rest.txt` everything else, with the extras. The first two rarely change and are most
-of the image, so each is a layer of its own. Only Python's own library is used: this runs in the base
-image, before anything is installed.
+`OUT/cuda.txt` has the CUDA libraries that torch's wheels of PyPI ask for, `OUT/torch.txt` torch
+and torchvision, `OUT/rest.txt` everything else, with the extras. The first two rarely change and
+are most of the image, so each is a layer of its own. Only Python's own library is used: this runs
+in the base image, before anything is installed.
 """
 
 from __future__ import annotations
