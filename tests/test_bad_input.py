@@ -96,7 +96,7 @@ def test_all_problems_come_at_once(refused):
     ("arguments", "message"),
     [
         (["data.root="], "data.root is required"),
-        (["trainer=null"], "no preset trainer=null; there are cpu, default, gpu"),
+        (["trainer=null"], "no preset trainer=null; there are cpu, ddp, default, fsdp, gpu"),
         (["seed=1,2"], "seed=1,2 has several values: they need -m"),
         (["seed=${nowhere}"], "seed: Interpolation key 'nowhere' not found"),
         (["--config-dir=nowhere"], "nowhere' not found"),

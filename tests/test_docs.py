@@ -26,7 +26,7 @@ SHELL = {"bash", "sh"}
 # A command in the text, such as `tl train finetune=lp_ft`, may leave out what is required.
 LEFT_OUT = " is required: "
 FILE_ENDINGS = re.compile(
-    r"\.(json|yaml|csv|parquet|png|onnx|safetensors|pth|txt|md|db|ckpt|toml|py)$"
+    r"\.(json|html|yaml|csv|parquet|png|onnx|safetensors|pth|txt|md|db|ckpt|toml|py)$"
 )
 PLACEHOLDERS = {"key=value", "group=name"}
 # What MLflow calls otherwise than the config does: parameters and tags of a run.
@@ -102,9 +102,9 @@ def assignment_problem(text: str) -> str | None:
         or not all(re.match(r"[a-z_]+(\.\w+)*=\S", word) for word in words)
     ):
         return None
-    if any(not problems_of([name, *words], whole=False) for name in PIPELINES):
+    if any(not problems_of([name, "-m", *words], whole=False) for name in PIPELINES):
         return None
-    return "; ".join(problems_of(["train", *words], whole=False))
+    return "; ".join(problems_of(["train", "-m", *words], whole=False))
 
 
 def own_presets(text: str) -> dict[str, str]:
