@@ -102,9 +102,10 @@ def assignment_problem(text: str) -> str | None:
         or not all(re.match(r"[a-z_]+(\.\w+)*=\S", word) for word in words)
     ):
         return None
-    if any(not problems_of([name, "-m", *words], whole=False) for name in PIPELINES):
+    batch = ["train", "-m"]
+    if any(not problems_of([*begin, *words], whole=False) for begin in (*zip(PIPELINES), batch)):
         return None
-    return "; ".join(problems_of(["train", "-m", *words], whole=False))
+    return "; ".join(problems_of([*batch, *words], whole=False))
 
 
 def own_presets(text: str) -> dict[str, str]:
