@@ -118,6 +118,6 @@ def test_mlflow_run_is_one_run(image_folder, tmp_path):
     (run,) = client.search_runs(numbers)
     assert (run.info.run_name, run.info.status) == ("by mlflow", "FINISHED")
     assert run.data.params["data"] == f"'{data}'"  # as MLflow gave it to the shell
-    assert run.data.params["model.name"] == "test_resnet"
+    assert run.data.params["model.name"] == "test_resnet.r160_in1k"
     assert run.data.metrics["val/acc"] >= 0
     assert client.get_experiment(run.info.experiment_id).name == "birds"
