@@ -35,7 +35,8 @@ MAY_IMPORT = {
     "files": set(),
     "locks": set(),
     "ranks": {"config", "cores"},
-    "launching": {"config", "cores", "files", "ranks", "runs", "stopping"},
+    "environment": set(),
+    "launching": {"config", "cores", "environment", "files", "ranks", "runs", "stopping"},
     "sections": set(),
     "stopping": {"config"},
     "module": {"config", "finetuning", "graph", "heads", "losses", "models", "scores"},
@@ -54,7 +55,7 @@ MAY_IMPORT = {
     "predictions": {"config", "bundle", "files"},
     "registry": {"bundle", "config", "data", "evaluation", "fingerprints", "tracking"},
     "comparison": {"bundle", "config", "evaluation", "files", "pages", "sections", "tracking"},
-    "tracking": {"bundle", "config", "files", "locks", "ranks"},
+    "tracking": {"bundle", "config", "environment", "files", "locks", "ranks"},
     "search": {
         *("config", "data", "models", "finetuning", "training", "module", "evaluation", "runs"),
         *("display", "tracking", "pages", "locks", "cores", "stopping", "launching"),

@@ -15,8 +15,7 @@ import sys
 import tempfile
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from tl import ranks, stopping
 from tl.config import ConfigError, Interrupted, TlError, TrainConfig, to_yaml, validate
 from tl.cores import SHARE, usable_cores
+from tl.environment import environment
 from tl.files import replacing
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def _run(place: Path, job: str, number: int) -> tuple[str, bool]:
     share = str(max(usable_cores() // number, 1))
     variables = {"OMP_NUM_THREADS": share, **os.environ, SHARE: share, OWN_STORE: "1"}
     try:
-        with _environment(variables):
+        with environment(variables):
             elastic_launch(settings, sys.executable)("-m", MODULE, str(place))
     except ChildFailedError as error:
         ended = {rank: failure.exitcode for rank, failure in error.failures.items()}
@@ -225,20 +225,6 @@ def _run(place: Path, job: str, number: int) -> tuple[str, bool]:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
     return "", False
-
-
-@contextmanager
-def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """Variables of the environment for a time."""
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
 
 
 def _read(file: Path) -> dict[str, Any] | None:

@@ -5,18 +5,10 @@ from __future__ import annotations
 import time
 
 import pytest
-from slurm import missing, slurm
+from slurm import slurm
 
 pytestmark = pytest.mark.cluster
 TAKE = "import time; taken = bytearray(b'x') * (200 << 20); time.sleep(10)"
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    if reason := missing():
-        pytest.skip(reason)
-    with slurm(tmp_path_factory.mktemp("slurm")) as found:
-        yield found
 
 
 def test_a_job_runs_on_two_hosts(cluster):

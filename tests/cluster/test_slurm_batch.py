@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from batch_jobs import ONE_CORE, write_presets
 from commands import SCRIPT, Done, script
 from mlflow.tracking import MlflowClient
 from processes import timeless
-from slurm import Slurm, missing, slurm
+from slurm import Slurm
 
 from tl.batches.jobs import DONE, FAILED, LOST, Entry
 from tl.batches.ledger import Ledger
 
 pytestmark = pytest.mark.cluster
-ONE_CORE = {"TL_CORES": "1", "OMP_NUM_THREADS": "1"}  # as the jobs have it: sums are rounded alike
 LAUNCHER = [
     "hydra/launcher=slurm",
     "hydra.launcher.cpus_per_task=1",
@@ -39,45 +39,13 @@ JOBS = {
     LARGE: "model: {image_size: 384}\ndata: {batch_size: 36}\n",
     **{number: f"seed: {number}\n" for number in range(3, 8)},
 }
-PRESET = """\
-# @package _global_
-defaults:
-  - override /model: test_resnet
-  - override /finetune: full
-  - override /trainer: cpu
-  - override /augment: light
-{own}"""
-COMMON = """\
-model: {weights: none, image_size: 32}
-data: {batch_size: 8, num_workers: 0}
-finetune: {epochs: 1}
-export: {enabled: false}
-tracking: {system_metrics: false}
-"""
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    if reason := missing():
-        pytest.skip(reason)
-    with slurm(tmp_path_factory.mktemp("slurm")) as found:
-        yield found
 
 
 @pytest.fixture
 def presets(tmp_path) -> Path:
     folder = tmp_path / "conf"
-    (folder / "experiment").mkdir(parents=True)
-    for number, text in JOBS.items():
-        merged = _merged(COMMON, text)
-        (folder / f"experiment/job{number}.yaml").write_text(PRESET.format(own=merged))
+    write_presets(folder, JOBS)
     return folder
-
-
-def _merged(*texts: str) -> str:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_yaml(OmegaConf.merge(*map(OmegaConf.create, texts)))
 
 
 def batch(cluster: Slurm, place: Path, *args: object) -> Done:

@@ -11,26 +11,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from batch_jobs import ONE_CORE
 from commands import SCRIPT, TINY, Done, script
 from processes import timeless
-from slurm import missing, slurm
 
 from tl.batches.engines.slurm_site import minutes
 from tl.batches.jobs import DONE, INTERRUPTED, RUNNING
 from tl.batches.ledger import Ledger
 
 pytestmark = pytest.mark.cluster
-ONE_CORE = {"TL_CORES": "1", "OMP_NUM_THREADS": "1"}
 SECONDS = 1200  # on a busy machine
 LONG = ["finetune=full", "augment=light", "finetune.epochs=400", "finetune.patience=0"]
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    if reason := missing():
-        pytest.skip(reason)
-    with slurm(tmp_path_factory.mktemp("slurm")) as found:
-        yield found
 
 
 @pytest.fixture

@@ -44,7 +44,6 @@ class Task:
         keys: Only these jobs; None: all of the rules.
         stay: Wait for jobs in back-off instead of ending.
         slots: Shares of this machine, one of which each job takes; None: the engine shares out.
-        start: How a job's process begins: `fork`, or `spawn` where the engine runs threads.
         environment: Variables of the worker.
     """
 
@@ -56,7 +55,6 @@ class Task:
     keys: tuple[str, ...] | None = None
     stay: bool = False
     slots: Slots | None = None
-    start: str = "fork"
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -72,8 +70,7 @@ def work(task: Task, name: str | None = None) -> int:
     """
     os.environ.update(task.environment)
     stopping = _Stopping(task)
-    if task.start == "fork":
-        resolve(task.load)()
+    resolve(task.load)()
     ledger, worker = Ledger(task.place), name or f"{platform.node()}-{os.getpid()}"
     ran = 0
     while not stopping.asked():
@@ -150,16 +147,13 @@ def _run(ledger: Ledger, task: Task, entry: Entry, worker: str, stopping: _Stopp
     """Run one job in a process of its own and write down how it ended."""
     if ledger.state(entry) == LOST:
         ledger.settle(entry.key, "its process is gone", 0.0)
-    context: Any = multiprocessing.get_context(task.start)
-    lock = None
-    if task.start == "fork":  # so that the child has it from its first moment
-        lock = ledger.lock(entry.key)
-        if lock is None:
-            return 0
+    lock = ledger.lock(entry.key)
+    if lock is None:
+        return 0
+    context: Any = multiprocessing.get_context("fork")
     child = context.Process(target=_job, args=(task, entry.key, worker, lock))
     child.start()
-    if lock is not None:
-        lock.hand_over()
+    lock.hand_over()  # the child has it from its first moment
     _wait(child, ledger, entry.key, stopping)
     code = int(child.exitcode)
     child.close()
@@ -204,17 +198,13 @@ def _death(code: int) -> str:
     return f"its process ended with code {code} and without a word"
 
 
-def _job(task: Task, key: str, worker: str, lock: Lock | None) -> None:
+def _job(task: Task, key: str, worker: str, lock: Lock) -> None:
     """The job's own process."""
     ledger = Ledger(task.place)
-    if lock is not None:
-        lock.take_over()
-    else:
-        lock = ledger.lock(key)
+    lock.take_over()
     entry = ledger.read(key)
-    if lock is None or entry is None or not task.rules.may_run(entry, entry.state):
-        if lock is not None:
-            ledger.free(key, lock)
+    if entry is None or not task.rules.may_run(entry, entry.state):
+        ledger.free(key, lock)
         sys.exit(TAKEN)
     _write_to(ledger.log(entry))
     code = run_job(ledger, task, entry, worker)

@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tl.environment import environment
+
 from .records import read_record
-from .store import TrackingError, environment
+from .store import TrackingError
 
 PARENT = (
     "TL_PARENT_RUN"  # folder of the run above all jobs that this process and its children start

@@ -12,6 +12,7 @@ from typing import Any
 
 from tl import ranks
 from tl.config import Interrupted, TlError, TrackingConfig
+from tl.environment import environment
 
 from .identity import job_of, job_tags, run_title
 from .parents import GIVEN, parent_named, run_given
@@ -23,7 +24,6 @@ from .store import (
     StoreError,
     TrackingError,
     default_uri,
-    environment,
     mlflow_settings,
     open_store,
     reason_of,

@@ -10,7 +10,7 @@ import re
 import socket
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from math import ceil
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tl.config import RequestError, TlError, TrackingConfig
+from tl.environment import environment
 
 from .schema import trouble, version_of_engine, version_of_file
 
@@ -129,21 +130,6 @@ def mlflow_settings(uri: str, seconds: int | None = None, retries: int = 3) -> I
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
-
-
-@contextmanager
-def environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """Variables of the environment for a time."""
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 class _Limits:
