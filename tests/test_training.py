@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -132,6 +133,31 @@ def test_a_phase_that_makes_it_worse_is_dropped(image_folder, tmp_path, pretrain
     assert [p.kept for p in phases] == [True, False]
     assert "did not improve val/loss" in capsys.readouterr().out
     assert result.metrics["val/loss"] == pytest.approx(phases[0].best_loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("select", ["last", "best"])
+def test_validation_every_few_epochs_chooses_among_those(image_folder, tmp_path, select):
+    data = image_folder(splits={"train": 8, "val": 3})
+    common = {"finetune.epochs": 7, "finetune.select": select, "finetune.patience": 5}
+    seldom, always = (
+        train(
+            data,
+            tmp_path / f"every-{number}",
+            "finetune=scratch",
+            f"+trainer.check_val_every_n_epoch={number}",
+            **common,
+        )
+        for number in (3, 1)
+    )
+    losses = pd.read_csv(tmp_path / "every-3/history.csv")["val/loss"]
+    assert [*losses.dropna().index] == [2, 5], "an epoch that was not validated has no figure"
+    if select == "last":
+        kept, wanted = load_file(seldom.weights), load_file(always.weights)
+        assert all(torch.equal(kept[name], wanted[name]) for name in wanted)
+    else:
+        (phase,), _ = read_progress(tmp_path / "every-3/checkpoints")
+        assert phase.best_loss == losses.min()
+        assert seldom.metrics["val/loss"] == pytest.approx(losses.min(), rel=1e-4)
 
 
 def test_early_stop_restores_the_best_epoch(image_folder, tmp_path):

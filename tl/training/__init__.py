@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -262,7 +263,7 @@ class _Fit:
             loggers=loggers,
             callbacks=[
                 *callbacks_of(callbacks),
-                *_own_callbacks(phase, history, loggers),
+                *_own_callbacks(phase, history, loggers, trainer_args),
                 *([average] if average else []),
                 checkpoints,
                 WithinEpochs(checkpoints, self.checkpoint_minutes),
@@ -332,7 +333,9 @@ class _Fit:
         mixture: Mixture | None,
     ) -> PhaseResult:
         last = self.phase.select == Select.last.value
-        best = history[-1] if last else min(history, key=lambda row: float(row["val/loss"]))
+        # Not each epoch is validated where the user wants it every few epochs only.
+        validated = [row for row in history if not math.isnan(row["val/loss"])] or history[-1:]
+        best = validated[-1] if last else min(validated, key=lambda row: float(row["val/loss"]))
         loss, score = best["val/loss"], best[f"val/{self.module.scores.names[0]}"]
         if mixture:
             loss, score = mixture.loss, mixture.score
@@ -349,7 +352,7 @@ class _Fit:
         return PhaseResult(
             name=self.phase.name,
             epochs=len(history),
-            best_epoch=int(best["epoch"]),
+            best_epoch=int((history[-1] if last else best)["epoch"]),
             best_loss=loss,
             best_score=score,
             kept=kept,
@@ -362,10 +365,14 @@ class _Fit:
         )
 
 
-def _own_callbacks(phase: Phase, history: History, loggers: Sequence[Logger]) -> list[Callback]:
+def _own_callbacks(
+    phase: Phase, history: History, loggers: Sequence[Logger], trainer_args: Mapping[str, Any]
+) -> list[Callback]:
     found: list[Callback] = [EpochBar(phase), history]
     if phase.patience:
-        found.append(EarlyStopping(MONITOR, patience=phase.patience, check_on_train_epoch_end=True))
+        # An epoch that is not validated has nothing to say.
+        each = trainer_args.get("check_val_every_n_epoch", 1) == 1
+        found.append(EarlyStopping(MONITOR, patience=phase.patience, check_on_train_epoch_end=each))
     if loggers:
         found.append(LearningRateMonitor("step"))
     return found

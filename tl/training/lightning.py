@@ -169,22 +169,33 @@ class History(Callback):
         self.phase = phase
         self.rows: list[dict[str, Any]] = []
         self._start = self._before = 0.0
+        self._validated = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock, or let it go on."""
         self._start = time.perf_counter() - self._before
 
+    def on_validation_end(self, *_: Any) -> None:
+        """Lightning keeps the figures of an earlier epoch where this one was not validated."""
+        self._validated = True
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the row of this epoch; runs before the checkpoint is written."""
         assert isinstance(pl_module, TransferModule)
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        metrics = {
+            k: float(v)
+            for k, v in trainer.callback_metrics.items()
+            if self._validated or not k.startswith("val/")
+        }
+        self._validated = False
         now = time.perf_counter()
         rates = {
             f"lr/{group['name']}": group["lr"]
             for group in trainer.optimizers[0].param_groups
             if not group["name"].endswith("/no_decay")
         }
-        best = min((row["val/loss"] for row in self.rows), default=float("inf"))
+        losses = [row["val/loss"] for row in self.rows]
+        best = min((loss for loss in losses if not math.isnan(loss)), default=float("inf"))
         scores = [f"val/{name}" for name in pl_module.scores.names]
         row = {
             "phase": self.phase.name,
@@ -253,8 +264,9 @@ class Checkpoints(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the weights of the epoch if it is their turn, and write the state if it is time."""
         assert isinstance(pl_module, TransferModule)
-        loss = float(trainer.callback_metrics["val/loss"])
-        if loss < self.best_loss or (self.select == Select.last.value and math.isfinite(loss)):
+        # Without one yet where the user wants validation every few epochs only.
+        loss = float(trainer.callback_metrics.get("val/loss", self.best_loss))
+        if loss < self.best_loss or (self.select == Select.last.value and not math.isnan(loss)):
             self.best_loss = loss
             state = (self.average or pl_module).trained_state()
             self.best = {name: value.detach().cpu().clone() for name, value in state.items()}
