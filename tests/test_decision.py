@@ -85,6 +85,20 @@ def test_a_figure_counts_beyond_its_threshold_and_its_error(change, similarity, 
     assert fired in found.rule
 
 
+@pytest.mark.parametrize(
+    ("classes", "error", "similarity"),
+    [(2, 0.02, "different"), (2, 0.04, "similar"), (20, 0.04, "different")],
+)
+def test_drift_counts_beyond_its_error(classes, error, similarity):
+    found = evidence(10, classes=classes, drift=0.28)  # fewer than 64 images: two errors
+    found = replace(found, similarity=replace(found.similarity, drift_error=error))
+    decision = decide(found)
+    assert decision.similarity == similarity
+    said = next(reason for reason in decision.reasons if "channel statistics" in reason)
+    assert f"0.28 ± {error:.2f} away" in said
+    assert ("foreign" in said) == (similarity == "different")
+
+
 def test_few_images_alone_do_not_make_images_different():
     found = decide(evidence(4, quality=0.2))
     assert (found.amount, found.similarity, found.method) == ("tiny", "similar", "linear_probe")

@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 
 from tl.decision.evidence import Amount, Backbone, Evidence
-from tl.evidence import StageFeatures, measure, sample
+from tl.evidence import Drift, StageFeatures, measure, sample
 from tl.evidence.probing import Prober, balanced_mean, cut_folds
 from tl.evidence.ridge import Ridge, Scaling, Smoother, class_weights, held_out
 from tl.evidence.scores import effective_rank, h_score, leep, logme, rank_scores, spectrum
@@ -255,7 +255,7 @@ def test_few_and_uneven_images_give_finite_figures(labels):
         stages={"stage0": rng.normal(size=(len(labels), 3))},
         flipped={"horizontal": features, "vertical": features},
         logits=rng.normal(size=(len(labels), 11)),
-        drift=(0.1, 0.01),
+        drift=Drift(0.1, 0.02, 0.01),
     )
     text = json.dumps(found.to_dict(), allow_nan=False)  # refuses NaN and infinities
     assert Evidence.from_dict(json.loads(text)) == found

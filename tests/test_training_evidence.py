@@ -197,8 +197,9 @@ def test_drift_is_small_where_the_statistics_are_those_of_the_images():
     norm.running_mean.copy_(torch.zeros(8))
     norm.running_var.copy_(torch.full((8,), 2.0))
     seen = torch.stack([values.mean((2, 3)), values.var((2, 3), correction=0)]).double()
-    drift, floor = layer_drift(norm, seen)
+    drift, floor, without = layer_drift(norm, seen)
     assert drift < 3 * floor
+    assert without[0] == layer_drift(norm, seen[:, 1:])[0]
     assert 0.2 / 64 < floor < 1.5 / 64
     assert layer_drift(norm, seen + torch.tensor([3.0, 0.0])[:, None, None])[0] == pytest.approx(
         9 / 2, rel=0.2

@@ -53,9 +53,10 @@ def data_facts(chosen: Candidate) -> Section:
             f"{points(similarity.concat_gain)} points over the last features"
         )
         if similarity.drift is not None:
-            floor = similarity.drift_floor
+            floor, error = similarity.drift_floor, similarity.drift_error
+            error = f" ± {2 * error:.3f}" if error else ""
             rows["drift"] = (
-                f"{similarity.drift:.3f} between these images and the statistics that BatchNorm "
+                f"{similarity.drift:.3f}{error} between these images and the statistics that BatchNorm "
                 "keeps of the pretraining" + (f"; {floor:.3f} is chance" if floor else "")
             )
         if similarity.source_energy is not None:

@@ -65,9 +65,12 @@ def tier_of(amount: Amount, thresholds: Thresholds) -> str:
     return TIERS[min(by_class, [*by_all, False].index(False))]
 
 
-def foreign(found: Similarity, thresholds: Thresholds) -> bool:
-    """Whether the channel statistics are far from the pretraining's, beyond chance."""
-    return found.drift is not None and found.drift - (found.drift_floor or 0) > thresholds.drift
+def foreign(found: Similarity, threshold: float, errors: float) -> bool:
+    """Whether the channel statistics are far from the pretraining's, beyond chance and errors."""
+    if found.drift is None:
+        return False
+    by_luck = (found.drift_floor or 0.0) + errors * (found.drift_error or 0.0)
+    return found.drift - by_luck > threshold
 
 
 def _similarity(
@@ -85,7 +88,7 @@ def _similarity(
         "depth_gap": beyond(gap, t.depth_gap, errors),
         "concat_gain": beyond(gain, t.concat_gain, errors),
     }
-    rules["drift"] = foreign(found, t)
+    rules["drift"] = foreign(found, t.drift, errors)
     fired = tuple(name for name, fires in rules.items() if fires)
     why = _said(found, rules, errors, t)
     if tiny and not fired and q.value < t.quality:
@@ -115,11 +118,12 @@ def _said(
         f"{t.concat_gain:+.2f} and {times})",
     ]
     if found.drift is not None:
-        by_chance = f" ({found.drift_floor:.3f} by chance)" if found.drift_floor is not None else ""
+        error = f" ± {found.drift_error:.2f}" if found.drift_error is not None else ""
+        chance = f" ({found.drift_floor:.3f} by chance)" if found.drift_floor is not None else ""
         said.append(
-            f"the channel statistics are {found.drift:.2f} away from the pretraining's{by_chance}: "
-            + ("foreign" if foreign(found, t) else "familiar")
-            + f", the bound is {t.drift:.2f}"
+            f"the channel statistics are {found.drift:.2f}{error} away from the pretraining's"
+            f"{chance}: {'foreign' if rules['drift'] else 'familiar'}, the bound is {t.drift:.2f} "
+            f"beyond chance and {times}"
         )
     if t.quality <= q.value < 0.8 and not any(rules.values()):
         said.append(

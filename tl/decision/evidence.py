@@ -86,6 +86,7 @@ class Similarity:
             where the pretraining's head is not at hand.
         chance: Share of label permutations whose probe is at least as good as the true one: near 1
             the labels say nothing about the images.
+        drift_error: Standard error of `drift`, by leaving out each image; None where it is unknown.
     """
 
     stages: tuple[StageScore, ...]
@@ -96,6 +97,7 @@ class Similarity:
     drift_floor: float | None = None
     source_energy: Score | None = None
     chance: float = 0.0
+    drift_error: float | None = None
 
     @property
     def quality(self) -> Score:

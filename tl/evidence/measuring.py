@@ -26,6 +26,21 @@ Rows = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
+class Drift:
+    """Distance between the channel statistics of images and those of the pretraining.
+
+    Args:
+        value: As in `tl.decision.evidence.Similarity`, like its error and what chance gives.
+        error: Standard error.
+        floor: What so many images of the pretraining would have.
+    """
+
+    value: float
+    error: float
+    floor: float
+
+
+@dataclass(frozen=True)
 class StageFeatures:
     """What one pass over a sample of train gave; rows of all arrays belong together.
 
@@ -35,7 +50,7 @@ class StageFeatures:
         features: What the head reads, (N, D).
         flipped: `horizontal` and `vertical` -> features of the first rows, flipped.
         logits: Of the pretraining's own head (N, classes of the pretraining), where it is at hand.
-        drift: Of the statistics of BatchNorm, and what chance alone would give.
+        drift: Of the statistics of BatchNorm.
     """
 
     labels: Indices
@@ -43,7 +58,7 @@ class StageFeatures:
     features: Rows
     flipped: Mapping[str, Rows] = field(default_factory=dict)
     logits: Rows | None = None
-    drift: tuple[float, float] | None = None
+    drift: Drift | None = None
 
 
 def sample(labels: Indices, seed: int, most: int = SAMPLE) -> Indices:
@@ -144,7 +159,6 @@ def _similarity(prober: Prober, found: StageFeatures, clock: _Clock) -> tuple[Si
         energies = logsumexp(found.logits.astype(np.float64), axis=1)
         error = energies.std(ddof=1) / np.sqrt(len(energies))
         energy = Score(float(energies.mean()), float(error))
-    drift, floor = found.drift or (None, None)
     similarity = Similarity(
         stages=tuple(
             StageScore(name, rows.shape[1], judged[name].quality, near[name].quality)
@@ -153,8 +167,9 @@ def _similarity(prober: Prober, found: StageFeatures, clock: _Clock) -> tuple[Si
         concat=concat.quality,
         depth_gap=prober.depth_gap(judged, FEATURES) if found.stages else none,
         concat_gain=concat.minus(last) if found.stages else none,
-        drift=drift,
-        drift_floor=floor,
+        drift=found.drift and found.drift.value,
+        drift_error=found.drift and found.drift.error,
+        drift_floor=found.drift and found.drift.floor,
         source_energy=energy,
         chance=chance,
     )

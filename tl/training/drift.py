@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tl.evidence import Drift
 from tl.training.probing import evaluating
 
 
 @torch.inference_mode()
 def batch_norm_drift(
     model: nn.Module, batches: Iterable[Tensor], device: torch.device
-) -> tuple[float, float] | None:
+) -> Drift | None:
     """Distance between the channels of images and the running statistics, mean over the layers.
 
     Args:
@@ -24,8 +24,8 @@ def batch_norm_drift(
         device: Where to compute.
 
     Returns:
-        The distance and what chance would give for so many images; None without BatchNorm, or for
-        a single image.
+        The distance, its error, and what chance would give for so many images; None without
+        BatchNorm, or for a single image.
     """
     norms = {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm)}
     norms = {n: m for n, m in norms.items() if m.running_mean is not None}
@@ -44,11 +44,13 @@ def batch_norm_drift(
         for handle in hooks:
             handle.remove()
     moments = {name: torch.cat(parts, dim=1) for name, parts in seen.items() if parts}
-    pairs = [layer_drift(norms[name], m) for name, m in moments.items() if m.shape[1] > 1]
-    if not pairs:
+    found = [layer_drift(norms[name], m) for name, m in moments.items() if m.shape[1] > 1]
+    if not found:
         return None
-    drift, floor = np.mean(pairs, axis=0)
-    return float(drift), float(floor)
+    distance, floor, without = (
+        torch.stack(values).mean(dim=0) for values in zip(*found, strict=True)
+    )
+    return Drift(float(distance), jackknife_error(without), float(floor))
 
 
 def _moments_into(seen: list[Tensor]) -> Callable[..., None]:
@@ -62,7 +64,7 @@ def _moments_into(seen: list[Tensor]) -> Callable[..., None]:
     return hook
 
 
-def layer_drift(norm: _BatchNorm, moments: Tensor) -> tuple[float, float]:
+def layer_drift(norm: _BatchNorm, moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Squared distance of means and deviations in units of the pretraining's, mean over channels.
 
     Args:
@@ -70,15 +72,42 @@ def layer_drift(norm: _BatchNorm, moments: Tensor) -> tuple[float, float]:
         moments: Mean and variance of each image and channel, (2, N, C).
 
     Returns:
-        The distance, and what it would be for images of the pretraining: the sampling variance of
-        the mean, and that of the deviation by the delta method.
+        The distance (); what it would be for images of the pretraining, the sampling variance of
+        the mean and that of the deviation by the delta method (); and the distance without each of
+        the images (N,).
     """
     assert norm.running_mean is not None
     assert norm.running_var is not None
     mean, deviation = norm.running_mean.double(), (norm.running_var.double() + norm.eps).sqrt()
     means, number = moments[0], moments.shape[1]
-    squares = moments[1] + (means - means.mean(dim=0)) ** 2  # about the common mean
-    spread = (squares.mean(dim=0) + norm.eps).sqrt()
-    distance = ((means.mean(dim=0) - mean) ** 2 + (spread - deviation) ** 2) / deviation**2
-    noise = means.var(dim=0) + squares.var(dim=0) / (4 * spread**2)
-    return float(distance.mean()), float((noise / number / deviation**2).mean())
+    powers = moments[1] + means**2
+
+    def distance(first: Tensor, second: Tensor) -> Tensor:
+        """From mean and mean square of each channel (…, C)."""
+        spread = ((second - first**2).clamp_min(0) + norm.eps).sqrt()
+        found: Tensor = ((first - mean) ** 2 + (spread - deviation) ** 2) / deviation**2
+        return found.mean(dim=-1)
+
+    first, second = means.mean(dim=0), powers.mean(dim=0)
+    others = number - 1
+    without = distance((number * first - means) / others, (number * second - powers) / others)
+    squares = moments[1] + (means - first) ** 2  # about the common mean
+    noise = means.var(dim=0) + squares.var(dim=0) / (4 * (squares.mean(dim=0) + norm.eps))
+    return distance(first, second), (noise / number / deviation**2).mean(), without
+
+
+def jackknife_error(without: Tensor) -> float:
+    """Standard error of a statistic from its values without each of the images (N,).
+
+    Efron 1982, The Jackknife, the Bootstrap and Other Resampling Plans, chapter 3. Channels and
+    layers move together where an image is odd, so the images are what is left out.
+
+    Example:
+        >>> values = torch.tensor([1.0, 2.0, 3.0, 6.0])  # of a mean: its usual standard error
+        >>> round(jackknife_error((values.sum() - values) / 3), 4) == round(
+        ...     float(values.std()) / 2, 4
+        ... )
+        True
+    """
+    number = len(without)
+    return float(((number - 1) / number * (without - without.mean()).square().sum()).sqrt())

@@ -25,7 +25,7 @@ from tl.config import ActivationsConfig, CacheMode, FinetuneConfig, PhaseConfig
 from tl.data.datamodule import ImageDataModule
 from tl.data.views import CLEAN, ViewDataset, view_loader
 from tl.decision.evidence import Evidence
-from tl.evidence import FLIPPED, StageFeatures, measure, sample
+from tl.evidence import FLIPPED, Drift, StageFeatures, measure, sample
 from tl.files import replacing
 from tl.finetuning import Phase, build_plan, freeze
 from tl.graph import SplitError
@@ -37,7 +37,7 @@ from tl.training.plain_facts import amount, backbone, copies, native_side
 from tl.training.probing import evaluating
 from tl.training.standins import NOTES, classes_of
 
-VERSION = 2  # of what is remembered; raise it when figures change their meaning
+VERSION = 3  # of what is remembered; raise it when figures change their meaning
 DRIFT_IMAGES = 128
 BATCH = 32
 MOST_STAGES = 5
@@ -207,7 +207,7 @@ class _Pass:
 
     def _of_few(
         self, rows: pd.DataFrame, forward: Forward, seconds: dict[str, float]
-    ) -> tuple[tuple[float, float] | None, dict[str, Rows]]:
+    ) -> tuple[Drift | None, dict[str, Rows]]:
         """What some images tell: the drift of BatchNorm, and features of their mirror images."""
         began = time.perf_counter()
         batches = self._batches(rows[:DRIFT_IMAGES])
