@@ -137,7 +137,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=120, help="no fit begins afterwards")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
     parser.add_argument("--budget", default="quick", choices=["quick", "normal", "thorough"])
-    parser.add_argument("--views", type=int, default=2_000, help="most images seen by a phase")
+    parser.add_argument("--views", type=int, default=1_000, help="most images seen by a phase")
     parser.add_argument(
         "--every-fit", action="store_true", help="report: the oracle may be of a former recipe"
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tl.config import Budget, FinetuneConfig
+from tl.config import BatchNormMode, Budget, FinetuneConfig
 from tl.decision import recipe
 from tl.decision.evidence import Evidence
 
@@ -20,11 +20,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "lp_partial_1": {"method": "lp_partial", "last_stages": 1},
     "lp_partial_2": {"method": "lp_partial", "last_stages": 2},
     "norm_affine": {"method": "norm_affine"},
+    "wise_ft": {"method": "wise_ft"},
     "lp_ft": {"method": "lp_ft"},
     "full": {"method": "full"},
 }
 RATES = (1.0, 0.333, 3.0)  # times today's rate of the last phase
-SAME = 1.1  # rates nearer than this factor are one
+SAME = 1.15  # rates nearer than this factor are one
 
 
 def method_config(
@@ -44,16 +45,23 @@ def last_rate(config: FinetuneConfig) -> float:
 
 
 def of_today(row: Mapping[str, Any], evidence: Evidence) -> bool:
-    """Whether the head before the last phase of a fit was trained as it is today.
+    """Whether a fit was trained as it is today, but for the rate of its last phase.
+
+    It is where BatchNorm was treated alike, and the head before the last phase trained alike.
 
     Args:
         row: Of the results.
         evidence: Of its cell.
     """
     phases = row.get("phases", ())
-    if len(phases) < 2:
+    if not phases:
         return True
     config = method_config(row["method"], evidence, row.get("budget", "quick"))
+    frozen = phases[-1].get("freeze_batch_norm")
+    if frozen is not None and frozen != (config.batch_norm is BatchNormMode.frozen):
+        return False
+    if len(phases) < 2:
+        return True
     head = next(iter(config.phases.values()))
     rate = head.head_lr or config.head_lr
     assert rate is not None

@@ -18,7 +18,7 @@ from tl.decision.evidence import Amount, Backbone, Evidence, Score, Similarity, 
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PAGE = BENCHMARKS.parent / "docs" / "decision-table.md"
-METHODS = ("linear_probe", "stage_probe", "lp_partial_1", "lp_partial_2", "lp_ft")
+METHODS = ("linear_probe", "stage_probe", "lp_partial_1", "lp_partial_2", "wise_ft", "lp_ft")
 RATES = (1.0, 0.333, 3.0)
 TEST = 100
 
@@ -100,9 +100,9 @@ def test_copies_are_small_and_made_once(module, image_folder, tmp_path):
     assert found.classes == ("rose", "tulip")
     assert set(found.rows["height"]) == {cells.SIDE}
     assert set(found.rows["width"]) == {round(300 * cells.SIDE / 200)}
-    before = {f: f.stat().st_mtime_ns for f in (tmp_path / "work").rglob("*.jpg")}
+    before = {f: f.stat().st_mtime_ns for f in (tmp_path / "work").rglob("*.bmp")}
     cells.read_set("flowers5", tmp_path / "work", tmp_path)
-    assert before == {f: f.stat().st_mtime_ns for f in (tmp_path / "work").rglob("*.jpg")}
+    assert before == {f: f.stat().st_mtime_ns for f in (tmp_path / "work").rglob("*.bmp")}
 
 
 def test_the_quick_grid_is_a_part_of_the_grid(module):
@@ -149,15 +149,15 @@ def rows_of(name, per_class, quality, accuracy):
 
 @pytest.fixture
 def results():
-    similar = dict(zip(METHODS, (88, 88, 90, 89, 90), strict=True))
-    different = dict(zip(METHODS, (50, 55, 60, 65, 80), strict=True))
+    similar = dict(zip(METHODS, (88, 88, 90, 89, 90, 90), strict=True))
+    different = dict(zip(METHODS, (50, 55, 60, 65, 70, 80), strict=True))
     return [
         row
         for name in ("a", "b")
         for row in (
             *rows_of(name, 50, 0.9, similar),
             *rows_of(name, 10, 0.2, different),
-            *rows_of(name, 12, 0.9, similar),
+            *rows_of(name, 3, 0.9, similar),
         )
     ]
 
@@ -182,12 +182,12 @@ def test_the_choice_is_asked_of_the_decision_anew(module, results):
     report = module("regret_report")
     cells = report.judged(results, METHODS)
     chosen = {cell.cell.per_class: cell.choice(Thresholds()) for cell in cells}
-    assert chosen == {50: "lp_ft", 10: "lp_ft", 12: "lp_partial_1"}
+    assert chosen == {50: "lp_ft", 10: "lp_ft", 3: "wise_ft"}
     for cell in cells:
         assert cell.choice(Thresholds()).startswith(decide(cell.evidence).method)
-    # Blind to quality, the last features seem good enough for everything.
-    blind = [c.choice(Thresholds(quality=0.0)) for c in cells if c.cell.per_class == 10]
-    assert "lp_ft" not in blind
+    # Had the first row more of them, a few images more would be in it.
+    moved = [c.choice(Thresholds(tiny=12)) for c in cells if c.cell.per_class == 10]
+    assert set(moved) == {"wise_ft"}
     found = report.policies(cells, METHODS)
     auto = report.regrets(cells, found["auto"])
     assert auto.mean() == pytest.approx(0)
@@ -197,9 +197,9 @@ def test_the_choice_is_asked_of_the_decision_anew(module, results):
 
 def test_thresholds_are_fitted_without_the_set_that_judges(module, results, monkeypatch):
     report = module("regret_report")
-    monkeypatch.setattr(report, "GRID", {"quality": (0.0, 0.5)})
+    monkeypatch.setattr(report, "GRID", {"tiny": (5, 12)})
     cells = report.judged(results, METHODS)
-    assert {t.quality for t in report.leave_one_set_out(cells).values()} == {0.5}
+    assert {t.tiny for t in report.leave_one_set_out(cells).values()} == {5}
     # Where different images gain nothing by fine-tuning, the other sets say so.
     flat = [
         row
@@ -210,7 +210,7 @@ def test_thresholds_are_fitted_without_the_set_that_judges(module, results, monk
         [*flat, *rows_of("c", 10, 0.2, dict.fromkeys(METHODS, 40) | {"lp_ft": 80})], METHODS
     )
     fitted = report.leave_one_set_out(cells)
-    assert fitted["c"].quality == 0.0
+    assert fitted["c"].tiny == 12
 
 
 def test_a_cell_with_a_missing_fit_does_not_count(module, results):
@@ -262,7 +262,7 @@ def test_the_report_reads_a_file_and_draws(results, tmp_path):
         [*command, "--picture", picture], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "6 complete cells with 90 fits" in done.stdout
+    assert "6 complete cells with 108 fits" in done.stdout
     assert "| auto | 0.00 | 0.00 | 0.00 |" in done.stdout
     assert "always lp_ft" in done.stdout
     assert picture.stat().st_size > 10_000

@@ -16,6 +16,7 @@ METHODS = {
     "norm_affine": "scales of the normalisation layers, and the head",
     "lora": "low-rank adapters of the attention layers, and the head",
     "lp_partial": "linear probe, then the last stages",
+    "wise_ft": "linear probe, then all stages gently, the mean of both",
     "lp_ft": "linear probe, then all stages",
     "full": "all stages at once",
 }

@@ -65,11 +65,16 @@ def tier_of(amount: Amount, thresholds: Thresholds) -> str:
     return TIERS[min(by_class, [*by_all, False].index(False))]
 
 
-def foreign(found: Similarity, threshold: float, errors: float) -> bool:
-    """Whether the channel statistics are far from the pretraining's, beyond chance and errors."""
+def foreign(found: Similarity, threshold: float, errors: float, images: int) -> bool:
+    """Whether the channel statistics are far from the pretraining's, beyond chance and errors.
+
+    The error itself is known badly where a few images tell it, so their number widens it as in
+    Student's distribution, by the first term of its expansion (Fisher 1925, Metron 5(3)).
+    """
     if found.drift is None:
         return False
-    by_luck = (found.drift_floor or 0.0) + errors * (found.drift_error or 0.0)
+    wider = 1 + (errors**2 + 1) / (4 * max(images - 1, 1))
+    by_luck = (found.drift_floor or 0.0) + errors * wider * (found.drift_error or 0.0)
     return found.drift - by_luck > threshold
 
 
@@ -88,7 +93,7 @@ def _similarity(
         "depth_gap": beyond(gap, t.depth_gap, errors),
         "concat_gain": beyond(gain, t.concat_gain, errors),
     }
-    rules["drift"] = foreign(found, t.drift, errors)
+    rules["drift"] = foreign(found, t.drift, errors, images)
     fired = tuple(name for name, fires in rules.items() if fires)
     why = _said(found, rules, errors, t)
     if tiny and not fired and q.value < t.quality:
@@ -118,10 +123,10 @@ def _said(
         f"{t.concat_gain:+.2f} and {times})",
     ]
     if found.drift is not None:
-        error = f" ± {found.drift_error:.2f}" if found.drift_error is not None else ""
+        error = f" ± {found.drift_error:.3f}" if found.drift_error is not None else ""
         chance = f" ({found.drift_floor:.3f} by chance)" if found.drift_floor is not None else ""
         said.append(
-            f"the channel statistics are {found.drift:.2f}{error} away from the pretraining's"
+            f"the channel statistics are {found.drift:.3f}{error} away from the pretraining's"
             f"{chance}: {'foreign' if rules['drift'] else 'familiar'}, the bound is {t.drift:.2f} "
             f"beyond chance and {times}"
         )

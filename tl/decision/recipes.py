@@ -21,10 +21,19 @@ from tl.config import (
 )
 from tl.decision.axes import read
 from tl.decision.evidence import Amount, Backbone, Evidence
-from tl.decision.table import ALL, SCRATCH, Choice, choose
+from tl.decision.table import ALL, HALF_WAY, SCRATCH, Choice, choose
 from tl.decision.thresholds import DIFFERENT, Thresholds
 
-METHODS = ("linear_probe", "stage_probe", "norm_affine", "lora", "lp_partial", "lp_ft", "full")
+METHODS = (
+    "linear_probe",
+    "stage_probe",
+    "norm_affine",
+    "lora",
+    "lp_partial",
+    "wise_ft",
+    "lp_ft",
+    "full",
+)
 BUDGETS = {Budget.quick: 0.25, Budget.normal: 1.0, Budget.thorough: 4.0}
 # Images that pass through what trains, for 1,000 training images; grows with their square root.
 # Published schedules lie between 64k (VTAB-1k) and 256k (BiT), tuned for large networks on GPUs.
@@ -41,6 +50,7 @@ FEW_IMAGES, FEW_HEAD_EPOCHS = 320, 300
 # "How to prepare your task head for finetuning", arXiv:2302.05779; docs/decision-table.md has what
 # we measured). It takes as many steps as show it enough images of each class.
 START_STEPS, START_VIEWS = 40, 128
+LARGE_RATIO = 5  # between neighbouring stages
 # What the user may have set beside it; the default is no wish.
 PASSED = ("gradient_clip", "accumulate", "precision", "pretrained", "confirm")
 
@@ -63,7 +73,7 @@ def recipe(
         budget: How many epochs.
         batch_size: Images per step.
         lr_ratio: Between neighbouring stages; default: 10 where few stages train, 3 where all do
-            (5 for little data).
+            (5 for little data and for `wise_ft`).
         last_stages: Of `lp_partial`; default: 2, for little data 1.
         thresholds: Boundaries; default: ours.
 
@@ -81,8 +91,10 @@ def recipe(
         "stage_probe": 0,
         "lp_partial": last_stages or (1 if little else 2),
     }
-    ratio = {"lp_partial": 10, "norm_affine": 1, "lora": 1}.get(method, 5 if little else 3)
-    choice = Choice(method, stages.get(method, ALL), lr_ratio=lr_ratio or ratio)
+    ratios = {"lp_partial": 10, "norm_affine": 1, "lora": 1, "wise_ft": HALF_WAY.lr_ratio}
+    ratio = ratios.get(method, 5 if little else 3)
+    slower = HALF_WAY.slower if method == HALF_WAY.method else 1.0
+    choice = Choice(method, stages.get(method, ALL), lr_ratio=lr_ratio or ratio, slower=slower)
     decided, _ = choose(axes, evidence.backbone)
     if decided.method == method and not lr_ratio and not last_stages:
         choice = decided
@@ -173,7 +185,7 @@ def _phases(
     body = PhaseConfig(
         train_stages=choice.stages,
         head_lr=rate * second_share(choice, similarity, backbone),
-        average=chooses,
+        average=chooses or choice.method == HALF_WAY.method,
     )
     if choice.method == "norm_affine":
         return {"head": head, "norm": replace(body, trains=Trains.norm)}
@@ -257,8 +269,10 @@ def second_share(choice: Choice, similarity: str, backbone: Backbone) -> float:
     found a head already, which a high rate would lose.
     """
     robust = backbone.batch_norm and not backbone.attention
+    # Where the early stages learn nearly as fast as the last ones, the steps are large as it is.
+    even = choice.method in ("lp_ft", "full") and choice.lr_ratio < LARGE_RATIO
     if similarity == DIFFERENT and robust and choice.method != "lora":
-        return 3.0
+        return 1.0 if even else 3.0
     if choice.method in ("norm_affine", "lora", "full"):
         return 1.0
     return 0.4 if similarity == DIFFERENT else 0.3
@@ -274,7 +288,7 @@ def batch_norm(
     if not backbone.pretrained:
         return BatchNormMode.train
     small = images < t.batch_norm_images or batch_size < t.batch_norm_batch
-    deep = choice.method in ("lp_ft", "full")
+    deep = choice.method in ("wise_ft", "lp_ft", "full")
     return BatchNormMode.train if deep and not small else BatchNormMode.frozen
 
 

@@ -68,7 +68,7 @@ class Thresholds:
     vflip_drop: float = 0.005
     val_images: int = 50
     val_least: int = 2
-    batch_norm_images: int = 1_000
+    batch_norm_images: int = 10_000
     batch_norm_batch: int = 16
     strong: int = 20_000
 

@@ -137,6 +137,11 @@ def _schedule(case: Case) -> Iterator[str]:
                 f"the head that prepares for the stages trains for {count(first.epochs)} epochs "
                 "only: one that fits so few images whole leaves the stages nothing to learn from"
             )
+        if any(phase.average for phase in later):
+            yield (
+                "what is kept is the mean of the weights before and after the stages trained: so "
+                "few images say little about which of both is better"
+            )
 
 
 def _drop(score: Score | None) -> str:
