@@ -123,8 +123,8 @@ def test_evidence_and_decision_are_in_mlflow(auto):
 @pytest.mark.parametrize(
     ("amount", "similarity", "method"),
     [
-        ("tiny", "similar", "linear_probe"),
-        ("small", "similar", "lp_partial"),
+        ("tiny", "similar", "wise_ft"),
+        ("small", "similar", "lp_ft"),
         ("large", "different", "lp_ft"),
         ("tiny", "different", "stage_probe"),
     ],

@@ -23,7 +23,7 @@ from tl.data.digits import write_digits
 from tl.decision import decide
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-AMOUNTS = (10, 50)
+AMOUNTS = (3, 10, 50)
 ORDER = np.random.default_rng(0).permutation(64)
 
 
@@ -54,7 +54,7 @@ def one_thread():
 def regret():
     """The programs of the benchmark, as they see each other."""
     sys.path.insert(0, str(BENCHMARKS))
-    yield {name: import_module(f"regret_{name}") for name in ("cells", "fits", "report")}
+    yield {name: import_module(f"regret_{name}") for name in ("cells", "fits", "rates", "report")}
     sys.path.remove(str(BENCHMARKS))
 
 
@@ -120,16 +120,16 @@ def test_drift_is_seen_in_few_images_too(cell, regret, kind):
         decision = decide(evidence)
         assert decision.amount == {3: "tiny", 10: "small"}[per_class]
         if per_class == 3:
-            probes = {"linear_probe", "stage_probe"}
-            assert decision.method in {"as they are": probes, "inverted": {"lp_ft"}}[kind]
+            careful = {"wise_ft", "stage_probe"}
+            assert decision.method in {"as they are": careful, "inverted": {"lp_ft"}}[kind]
     low, high = {"as they are": (0.0, 0.15), "inverted": (0.3, 2.0)}[kind]
     assert low < min(drift) <= max(drift) < high
 
 
 @pytest.mark.slow
 def test_the_choice_is_nearly_as_good_as_the_best_method(cell, regret):
-    fits, report = regret["fits"], regret["report"]
-    methods = ("linear_probe", "stage_probe", "lp_partial_1", "lp_partial_2", "lp_ft", "full")
+    fits, report, rates = regret["fits"], regret["report"], regret["rates"]
+    methods = tuple(method for method in rates.METHODS if method != "norm_affine")
     rows = []
     for kind in KINDS:
         for per_class in AMOUNTS:
