@@ -54,7 +54,7 @@ def train_cell(cell: Cell, args: argparse.Namespace, deadline: float) -> str:
     import torch
 
     torch.set_num_threads(1)
-    began = time.time()
+    began, parent = time.time(), os.getppid()
     limits = regret_fits.Limits(args.budget, args.views)
     mine = [row for row in read(args.results) if cell.key().items() <= row.items()]
     known = [Evidence.from_dict(r["evidence"]) for r in mine if r["kind"] == "cell"]
@@ -76,7 +76,7 @@ def train_cell(cell: Cell, args: argparse.Namespace, deadline: float) -> str:
         for row in regret_fits.fits(given, evidence, limits, wanted):
             append(args.results, {"kind": "fit", **circumstances, **row})
             number += 1
-            if time.time() > deadline:
+            if time.time() > deadline or os.getppid() != parent:  # it was killed
                 break
     return f"{cell}: {number} of {len(wanted)} fits in {time.time() - began:.0f} s"
 
