@@ -54,10 +54,11 @@ def data_facts(chosen: Candidate) -> Section:
         )
         if similarity.drift is not None:
             floor, error = similarity.drift_floor, similarity.drift_error
-            error = f" ± {2 * error:.3f}" if error else ""
             rows["drift"] = (
-                f"{similarity.drift:.3f}{error} between these images and the statistics that BatchNorm "
-                "keeps of the pretraining" + (f"; {floor:.3f} is chance" if floor else "")
+                f"{similarity.drift:.3f}"
+                + (f" ± {2 * error:.3f}" if error else "")
+                + " between these images and the statistics that BatchNorm keeps of the pretraining"
+                + (f"; {floor:.3f} is chance" if floor else "")
             )
         if similarity.source_energy is not None:
             energy = similarity.source_energy

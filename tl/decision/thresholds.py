@@ -30,10 +30,10 @@ class Thresholds:
         depth_gap: An earlier stage better than the last features by this much says different.
         concat_gain: All stages together better by this much say different.
         drift: Channel statistics further than this from those of the pretraining, beyond what
-            chance does and their error, are foreign. Measured with three small networks of ImageNet: photographs
-            0.03 to 0.07, the same in grey or as negatives 0.08 to 0.12; edges, black and white,
-            32 pixels enlarged, surfaces, hands before a plain wall 0.22 to 0.43; scanned digits
-            0.5, noise 1.0; photographs at 128 instead of 224 pixels 0.14.
+            chance does and their error, are foreign. Measured with three small networks of
+            ImageNet: photographs 0.03 to 0.07, the same in grey or as negatives 0.08 to 0.12; edges,
+            black and white, 32 pixels enlarged, surfaces, hands before a plain wall 0.22 to 0.43;
+            scanned digits 0.5, noise 1.0; photographs at 128 instead of 224 pixels 0.14.
         few_images: With fewer training images `errors_few` holds.
         enough: Quality beyond which, less its error, a linear classifier is all that similar images
             need, so little is left to gain; None: off.

@@ -167,9 +167,9 @@ def _similarity(prober: Prober, found: StageFeatures, clock: _Clock) -> tuple[Si
         concat=concat.quality,
         depth_gap=prober.depth_gap(judged, FEATURES) if found.stages else none,
         concat_gain=concat.minus(last) if found.stages else none,
-        drift=found.drift and found.drift.value,
-        drift_error=found.drift and found.drift.error,
-        drift_floor=found.drift and found.drift.floor,
+        drift=found.drift.value if found.drift else None,
+        drift_error=found.drift.error if found.drift else None,
+        drift_floor=found.drift.floor if found.drift else None,
         source_energy=energy,
         chance=chance,
     )
