@@ -31,9 +31,9 @@ class Thresholds:
         concat_gain: All stages together better by this much say different.
         drift: Channel statistics further than this from those of the pretraining, beyond what
             chance does and their error, are foreign. Measured with three small networks of
-            ImageNet: photographs 0.03 to 0.07, the same in grey or as negatives 0.08 to 0.12; edges,
-            black and white, 32 pixels enlarged, surfaces, hands before a plain wall 0.22 to 0.43;
-            scanned digits 0.5, noise 1.0; photographs at 128 instead of 224 pixels 0.14.
+            ImageNet: photographs 0.03 to 0.07, the same in grey or as negatives 0.08 to 0.12;
+            edges, black and white, 32 pixels enlarged, surfaces, hands before a plain wall 0.22 to
+            0.43; scanned digits 0.5, noise 1.0; photographs at 128 instead of 224 pixels 0.14.
         few_images: With fewer training images `errors_few` holds.
         enough: Quality beyond which, less its error, a linear classifier is all that similar images
             need, so little is left to gain; None: off.
@@ -43,7 +43,8 @@ class Thresholds:
         vflip_drop: An up-down flip that costs less is worth having: the images have no up.
         val_images: With fewer validation images no epoch is chosen by them.
         val_least: Likewise, of the smallest class.
-        batch_norm_images: With fewer training images BatchNorm keeps its statistics.
+        batch_norm_images: With fewer training images BatchNorm keeps its statistics: at 1,000 a head
+            that was trained by the old ones was better off (docs/decision-table.md).
         batch_norm_batch: Likewise, images per step.
         strong: Images from which on mixup pays (BiT, Kolesnikov et al. 2020, arXiv:1912.11370).
     """
