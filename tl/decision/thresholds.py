@@ -43,8 +43,8 @@ class Thresholds:
         vflip_drop: An up-down flip that costs less is worth having: the images have no up.
         val_images: With fewer validation images no epoch is chosen by them.
         val_least: Likewise, of the smallest class.
-        batch_norm_images: With fewer training images BatchNorm keeps its statistics: at 1,000 a head
-            that was trained by the old ones was better off (docs/decision-table.md).
+        batch_norm_images: With fewer training images BatchNorm keeps its statistics: with 1,000, a
+            head that was trained by the old ones was better off (docs/decision-table.md).
         batch_norm_batch: Likewise, images per step.
         strong: Images from which on mixup pays (BiT, Kolesnikov et al. 2020, arXiv:1912.11370).
     """
