@@ -119,7 +119,7 @@ def bits(text: str, number: int) -> np.ndarray:
 def judged(
     rows: Sequence[Mapping[str, Any]], methods: Sequence[str], *, every_fit: bool = False
 ) -> list[Judged]:
-    """Cells in which every method was trained at all rates, or cannot be had.
+    """Cells in which every method was trained at all rates that any cell has, or cannot be had.
 
     At its own rate it must be trained by today's recipe; at the others a former fit stands in where
     there is no newer one.
@@ -142,12 +142,10 @@ def judged(
             if today or every_fit or rate in RATES:
                 place = fits if today else former
                 place.setdefault(key, {})[row["method"], rate] = row
-    wanted = {
-        (r["method"], rate)
-        for all_fits in fits.values()
-        for r in all_fits.values()
-        for rate in RATES
-    }
+    methods_seen, rates_seen = (
+        {key[i] for all_fits in fits.values() for key in all_fits} for i in (0, 1)
+    )
+    wanted = set(itertools.product(methods_seen, rates_seen & set(RATES)))
     found = []
     for key, all_fits in fits.items():
         old = former.get(key, {})
