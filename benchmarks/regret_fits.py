@@ -229,6 +229,7 @@ class _Fit:
             "acc": float(right.mean()),
             "hits": np.packbits(right).tobytes().hex(),
             "val_acc": float((on_val.argmax(1) == val_labels).float().mean()),
+            "batch_size": batch,
             "phases": [asdict(p) for p in plan.phases],
             "epochs": [p.epochs for p in result.phases],
             "kept": [p.kept for p in result.phases],

@@ -56,7 +56,8 @@ def of_today(row: Mapping[str, Any], evidence: Evidence) -> bool:
     phases = row.get("phases", ())
     if not phases:
         return True
-    config = method_config(row["method"], evidence, row.get("budget", "quick"))
+    batch = row.get("batch_size", 32)
+    config = method_config(row["method"], evidence, row.get("budget", "quick"), batch)
     frozen = phases[-1].get("freeze_batch_norm")
     if frozen is not None and frozen != (config.batch_norm is BatchNormMode.frozen):
         return False
