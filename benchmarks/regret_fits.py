@@ -77,11 +77,12 @@ class _Held(Dataset[dict[str, Any]]):
         return len(self.dataset)
 
     def __getitem__(self, key: tuple[int, int] | int) -> dict[str, Any]:
-        # Nothing is random in a clean image, whatever the epoch.
-        clean = not self.of[1] and isinstance(key, tuple)
-        name = (*self.of, key[1] if clean and isinstance(key, tuple) else key)
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        if not self.of[1]:  # nothing is random in a clean image, whatever the epoch
+            epoch = 0
+        name = (*self.of, epoch, index)
         if name not in self.held:
-            self.held[name] = self.dataset[key]
+            self.held[name] = self.dataset[epoch, index]
         return self.held[name]
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +26,7 @@ FLIPPED = 256
 Rows = NDArray[np.floating]
 
 
-@dataclass(frozen=True)
-class Drift:
+class Drift(NamedTuple):
     """Distance between the channel statistics of images and those of the pretraining.
 
     Args:
@@ -159,6 +159,7 @@ def _similarity(prober: Prober, found: StageFeatures, clock: _Clock) -> tuple[Si
         energies = logsumexp(found.logits.astype(np.float64), axis=1)
         error = energies.std(ddof=1) / np.sqrt(len(energies))
         energy = Score(float(energies.mean()), float(error))
+    drift, drift_error, drift_floor = found.drift or (None, None, None)
     similarity = Similarity(
         stages=tuple(
             StageScore(name, rows.shape[1], judged[name].quality, near[name].quality)
@@ -167,9 +168,9 @@ def _similarity(prober: Prober, found: StageFeatures, clock: _Clock) -> tuple[Si
         concat=concat.quality,
         depth_gap=prober.depth_gap(judged, FEATURES) if found.stages else none,
         concat_gain=concat.minus(last) if found.stages else none,
-        drift=found.drift.value if found.drift else None,
-        drift_error=found.drift.error if found.drift else None,
-        drift_floor=found.drift.floor if found.drift else None,
+        drift=drift,
+        drift_error=drift_error,
+        drift_floor=drift_floor,
         source_energy=energy,
         chance=chance,
     )

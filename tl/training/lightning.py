@@ -264,9 +264,11 @@ class Checkpoints(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the weights of the epoch if it is their turn, and write the state if it is time."""
         assert isinstance(pl_module, TransferModule)
-        # Without one yet where the user wants validation every few epochs only.
-        loss = float(trainer.callback_metrics.get("val/loss", self.best_loss))
-        if loss < self.best_loss or (self.select == Select.last.value and not math.isnan(loss)):
+        # None before the first validation, where the user wants one every few epochs only.
+        found = trainer.callback_metrics.get("val/loss")
+        loss = float("inf") if found is None else float(found)
+        sound = found is None or math.isfinite(loss)
+        if loss < self.best_loss or (self.select == Select.last.value and sound):
             self.best_loss = loss
             state = (self.average or pl_module).trained_state()
             self.best = {name: value.detach().cpu().clone() for name, value in state.items()}
