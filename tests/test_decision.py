@@ -155,7 +155,11 @@ def test_where_nothing_is_left_to_gain_a_linear_classifier_does():
     assert decide(good, thresholds=Thresholds(enough=None)).method == "lp_ft"
     assert decide(good, similarity="similar").method == "lp_ft"  # as the user says
     assert decide(evidence(120, quality=0.96, error=0.07)).method == "lp_ft"
-    assert decide(evidence(120, quality=0.98, error=0.005, drift=0.9)).method == "lp_ft"
+    foreign = decide(evidence(120, quality=0.98, error=0.005, drift=0.9))
+    assert foreign.method == "lp_ft"
+    said = " ".join(foreign.reasons)
+    assert "next to nothing" not in said
+    assert "good features are no reason to stop" in said
 
 
 # --- where nothing can be measured, or there is nothing to learn --------------------------------

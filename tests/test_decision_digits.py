@@ -158,6 +158,7 @@ def test_the_choice_is_nearly_as_good_as_the_best_method(cell, regret):
     # Much looser than the goal of the benchmark: a pretraining on five digits leaves nearly
     # everything to learn.
     page = report.text(rows, methods)
+    print(page)  # for pytest -s
     assert "| auto |" in page
     assert found["auto"].mean() <= 12, page
     assert found["auto"].max() <= 20, page

@@ -93,7 +93,7 @@ def reasons(case: Case, augment: str, *, hflip: bool, vflip: bool) -> tuple[str,
         said.append(
             f"fewer than {needed} images in all are {case.measured.amount}, however few the classes"
         )
-    if case.measured.enough and case.evidence.similarity:
+    if case.used.enough and case.used.similarity == SIMILAR and case.evidence.similarity:
         quality = plain(case.evidence.similarity.quality)
         said.append(f"with quality {quality} next to nothing is left to gain")
     said += case.measured.why
@@ -103,6 +103,13 @@ def reasons(case: Case, augment: str, *, hflip: bool, vflip: bool) -> tuple[str,
             "only the pixels are foreign, and no earlier stage tells the classes better: all "
             "stages train, the early ones gently"
         )
+        if case.used.enough:
+            # VTAB-1k with ViT-B/16, computed from the tables of V-PETL Bench.
+            said.append(
+                "good features are no reason to stop at them where pixels are foreign: of two "
+                "satellite sets, EuroSAT and RESISC45, all stages took two thirds and half of the "
+                "errors of a linear classifier away"
+            )
     said += _schedule(case)
     flipped = f"left-right flips {'on' if hflip else 'off'}{_drop(case.evidence.flips.horizontal)}"
     upright = f"up-down flips {'on' if vflip else 'off'}{_drop(case.evidence.flips.vertical)}"
