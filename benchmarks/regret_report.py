@@ -14,7 +14,7 @@ import pandas as pd
 from regret_cells import Cell
 from regret_rates import RATES, of_today, share_of_today
 
-from tl.decision import Thresholds
+from tl.decision import TIERS, Thresholds
 from tl.decision.axes import read
 from tl.decision.evidence import Evidence
 from tl.decision.table import Choice, choose
@@ -32,7 +32,6 @@ class Judged:
     Args:
         cell: Which.
         evidence: What was measured of its training images.
-        batch_size: Of all fits.
         fits: (method, rate) -> row of the results.
         number: Test images.
         former: Fits of former recipes. The oracle may be one of them; no policy is.
@@ -239,6 +238,7 @@ def text(
             _mean_table(cells, found, "set"),
             _mean_table(cells, found, "per_class"),
             _mean_table(cells, found, "backbone"),
+            _place_table(cells, auto),
             _threshold_table(cells),
             _cell_table(cells, auto),
         ]
@@ -294,6 +294,36 @@ def _mean_table(cells: Sequence[Judged], found: Mapping[str, Any], field: str) -
             means.append(f"{regrets(cells, mine).mean():.2f}" if mine else "–")
         lines.append(f"| {name} | {' | '.join(means)} |")
     return "\n".join(lines)
+
+
+def _place_table(cells: Sequence[Judged], auto: Sequence[str]) -> str:
+    """Per cell of the table: what `auto` reaches, and what the best one fit for all of it would."""
+    lines = [
+        "| cell of the table | cells | auto, mean accuracy | best with hindsight "
+        "| its mean accuracy | difference ± error |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    places: dict[tuple[str, str], list[int]] = {}
+    for index, cell in enumerate(cells):
+        place = read(cell.evidence, Thresholds())
+        places.setdefault((place.amount, place.similarity), []).append(index)
+    for (amount, similarity), members in sorted(places.items(), key=lambda p: _row_of(*p[0])):
+        mine = np.array([cells[i].fits[auto[i], DEFAULT]["acc"] for i in members])
+        keys = set.intersection(*(set(cells[i].fits) for i in members))
+        means = {k: float(np.mean([cells[i].fits[k]["acc"] for i in members])) for k in keys}
+        best = max(sorted(means), key=lambda k: (means[k], k[1] == DEFAULT))
+        better = np.array([cells[i].fits[best]["acc"] for i in members]) - mine
+        error = better.std(ddof=1) / len(better) ** 0.5 if len(better) > 1 else np.nan
+        lines.append(
+            f"| {amount}, {similarity} | {len(members)} | {100 * mine.mean():.1f} | {best[0]} × "
+            f"{best[1]:g} | {100 * means[best]:.1f} | {100 * better.mean():.1f} ± "
+            f"{100 * error:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def _row_of(amount: str, similarity: str) -> tuple[int, str]:
+    return TIERS.index(amount), similarity
 
 
 def _threshold_table(cells: Sequence[Judged]) -> str:

@@ -265,6 +265,7 @@ def test_the_report_reads_a_file_and_draws(results, tmp_path):
     assert "6 complete cells with 108 fits" in done.stdout
     assert "| auto | 0.00 | 0.00 | 0.00 |" in done.stdout
     assert "always lp_ft" in done.stdout
+    assert "| small, different | 2 | 80.0 | lp_ft × 1 | 80.0 | 0.0 ± 0.0 |" in done.stdout
     assert picture.stat().st_size > 10_000
 
 
