@@ -217,8 +217,12 @@ def test_a_tiny_validation_chooses_nothing():
 def test_a_validation_of_some_size_chooses_epoch_and_average():
     found = decide(evidence(50)).finetune  # 120 validation images, 12 a class
     assert (found.select, found.ema) == (Select.best, False)
-    assert found.patience == max(5, round(0.15 * found.epochs))
     assert found.phases["all"].average
+    # Stages are noisy until their rate falls; a head is not.
+    assert found.patience == round(0.5 * found.epochs) > 5
+    head = found.phases["head"]
+    assert head.patience == max(5, round(0.15 * head.epochs))
+    assert decide(evidence(50), given=asked("finetune.epochs=6")).finetune.patience == 5
 
 
 def test_batch_norm_relearns_only_from_many_images_in_large_batches():

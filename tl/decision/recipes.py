@@ -50,6 +50,10 @@ FEW_IMAGES, FEW_HEAD_EPOCHS = 320, 300
 # "How to prepare your task head for finetuning", arXiv:2302.05779; docs/decision-table.md has what
 # we measured). It takes as many steps as show it enough images of each class.
 START_STEPS, START_VIEWS = 40, 128
+# Shares of the planned epochs that may pass without a better val/loss. Where stages train, it is
+# noisy until their rate falls, and a fit that stops before has not begun to settle
+# (docs/decision-table.md has what that costs).
+HEAD_PATIENCE, BODY_PATIENCE, LEAST_PATIENCE = 0.15, 0.5, 5
 LARGE_RATIO = 5  # between neighbouring stages
 # What the user may have set beside it; the default is no wish.
 PASSED = ("gradient_clip", "accumulate", "precision", "pretrained", "confirm")
@@ -132,7 +136,9 @@ def fill(
         "weight_decay": 0.01 if backbone.batch_norm else 0.05,
         "warmup": 0.1,
         "batch_norm": batch_norm(choice, amount.images, batch_size, backbone, thresholds),
-        "patience": patience(forced.get("epochs", epochs), chooses),
+        "patience": patience(
+            forced.get("epochs", epochs), chooses, HEAD_PATIENCE if head_only else BODY_PATIENCE
+        ),
         "label_smoothing": 0.0,
         "ema": not chooses and not head_only,
         "average": False,
@@ -178,7 +184,7 @@ def _phases(
         epochs=epochs,
         # A choice of gentle steps is about what was pretrained; the head is new in any case.
         head_lr=head_rate(backbone) if choice.slower != 1 else None,
-        patience=patience(epochs, chooses),
+        patience=patience(epochs, chooses, HEAD_PATIENCE),
         # A moving average helps what is noisy; a linear head with a falling rate is not.
         ema=False,
     )
@@ -243,9 +249,9 @@ def _clip(value: float, low: int, high: int) -> int:
     return min(max(math.ceil(value), low), high)
 
 
-def patience(epochs: int, chooses: bool) -> int:
+def patience(epochs: int, chooses: bool, share: float) -> int:
     """Epochs without a better val/loss; 0 where validation is too small to say."""
-    return max(5, round(0.15 * epochs)) if chooses else 0
+    return max(LEAST_PATIENCE, round(share * epochs)) if chooses else 0
 
 
 def val_chooses(amount: Amount, t: Thresholds) -> bool:
