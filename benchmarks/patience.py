@@ -21,7 +21,7 @@ from pathlib import Path
 from images import WORK
 from regret_cells import BACKBONES, Cell
 
-SHARES = (0.15, 0.5, 1.0)  # of the planned epochs, at least 5; 1: never
+SHARES = (0.15, 0.5, 1.0)  # of the planned epochs; 1: never
 SETS = (("sign_digits", 25), ("hymenoptera", 100), ("flowers5", 100), ("sign_digits", 100))
 
 
@@ -31,6 +31,8 @@ def train(cell: Cell) -> list[tuple[float, int, int, float]]:
     import torch
     from regret_rates import method_config
 
+    from tl.decision.recipes import patience
+
     torch.set_num_threads(1)
     found = []
     work = WORK / "regret"
@@ -39,14 +41,14 @@ def train(cell: Cell) -> list[tuple[float, int, int, float]]:
     with Path(os.devnull).open("w") as nothing, redirect_stdout(nothing):
         given = regret_fits.setting(cell, work)
         evidence, _ = regret_fits.measure(given)
-        fit = regret_fits._Fit(given, regret_fits.Limits(views=10**9), folder)
+        fit = regret_fits.CellTrainer(given, regret_fits.Limits(views=10**9), folder)
         config = method_config("lp_ft", evidence, "quick")
         for share in SHARES:
             phases = dict(config.phases)
             planned = phases["all"].epochs or config.epochs
             assert planned is not None
-            patience = 0 if share == 1 else max(5, round(share * planned))
-            phases["all"] = replace(phases["all"], patience=patience)
+            most = patience(planned, chooses=True, share=share)
+            phases["all"] = replace(phases["all"], patience=most)
             began = time.process_time()
             row = fit.run(replace(config, phases=phases), 1.0, folder / str(share))
             seconds = time.process_time() - began

@@ -164,7 +164,7 @@ def fits(
     """
     folder = given.work / "fits" / "-".join(map(str, given.cell.key().values()))
     shutil.rmtree(folder, ignore_errors=True)
-    fit = _Fit(given, limits, folder)
+    fit = CellTrainer(given, limits, folder)
     try:
         for method, rate in wanted:
             began, cpu = time.perf_counter(), time.process_time()
@@ -196,7 +196,7 @@ def limited(plan: Plan, train_images: int, rate: float, limits: Limits) -> Plan:
     return replace(plan, phases=tuple(phases))
 
 
-class _Fit:
+class CellTrainer:
     """Trains methods on a cell; those that begin alike share their first phase.
 
     Args:

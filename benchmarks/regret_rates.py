@@ -37,6 +37,11 @@ def method_config(
     )
 
 
+def _config_of_today(row: Mapping[str, Any], evidence: Evidence) -> FinetuneConfig:
+    batch_size = row.get("batch_size", 32)
+    return method_config(row["method"], evidence, row.get("budget", "quick"), batch_size)
+
+
 def last_rate(config: FinetuneConfig) -> float:
     """Rate of the head in the last phase."""
     rate = list(config.phases.values())[-1].head_lr or config.head_lr
@@ -56,8 +61,7 @@ def of_today(row: Mapping[str, Any], evidence: Evidence) -> bool:
     phases = row.get("phases", ())
     if not phases:
         return True
-    batch = row.get("batch_size", 32)
-    config = method_config(row["method"], evidence, row.get("budget", "quick"), batch)
+    config = _config_of_today(row, evidence)
     frozen = phases[-1].get("freeze_batch_norm")
     if frozen is not None and frozen != (config.batch_norm is BatchNormMode.frozen):
         return False
@@ -79,7 +83,7 @@ def share_of_today(row: Mapping[str, Any], evidence: Evidence) -> float:
     """
     if "phases" not in row:
         return float(row["rate"])
-    config = method_config(row["method"], evidence, row.get("budget", "quick"))
+    config = _config_of_today(row, evidence)
     share = float(row["phases"][-1]["head_lr"]) / last_rate(config)
     near = [rate for rate in RATES if 1 / SAME < share / rate < SAME]
     return near[0] if near else share

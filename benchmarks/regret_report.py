@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from regret_cells import Cell
 from regret_rates import RATES, of_today, share_of_today
+from scipy.stats import sem
 
-from tl.decision import TIERS, Thresholds
+from tl.decision import TIERS, Axes, Thresholds
 from tl.decision.axes import read
 from tl.decision.evidence import Evidence
 from tl.decision.table import Choice, choose
@@ -58,6 +59,11 @@ class Judged:
         """The oracle: the fit that was best on test."""
         return max(self.all_fits, key=lambda key: float(self.all_fits[key]["acc"]))
 
+    @cached_property
+    def place(self) -> Axes:
+        """Where the default thresholds put it in the table."""
+        return read(self.evidence, Thresholds())
+
     def regret(self, method: str, *, counted: bool = True) -> float:
         """Points by which the oracle is better than a method at its default rate.
 
@@ -66,9 +72,8 @@ class Judged:
             counted: Differences within `ERRORS` paired standard errors are 0.
         """
         better = self.hits[self.best].astype(float) - self.hits[method, DEFAULT]
-        error = better.std(ddof=1) / len(better) ** 0.5
         points = 100 * float(better.mean())
-        return 0.0 if counted and better.mean() <= ERRORS * error else points
+        return 0.0 if counted and better.mean() <= ERRORS * sem(better) else points
 
     def apart(self, method: str) -> float:
         """Points by which the oracle is better where it was chosen on other images.
@@ -208,13 +213,13 @@ def leave_one_set_out(cells: Sequence[Judged]) -> dict[str, Thresholds]:
     known = [{m: c.regret(m) for m, rate in c.fits if rate == DEFAULT} for c in cells]
     table = np.array([[k[c.choice(t)] for c, k in zip(cells, known, strict=True)] for t in tried])
     found = {}
-    for name in {cell.cell.set for cell in cells}:
+    for name in sorted({cell.cell.set for cell in cells}):
         others = table[:, [cell.cell.set != name for cell in cells]]
         found[name] = usual
         if others.shape[1] > 1:
             best = int(others.mean(axis=1).argmin())
             gain = others[0] - others[best]
-            if gain.mean() > gain.std(ddof=1) / len(gain) ** 0.5:
+            if gain.mean() > sem(gain):
                 found[name] = tried[best]
     return found
 
@@ -303,27 +308,21 @@ def _place_table(cells: Sequence[Judged], auto: Sequence[str]) -> str:
         "| its mean accuracy | difference ± error |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    places: dict[tuple[str, str], list[int]] = {}
-    for index, cell in enumerate(cells):
-        place = read(cell.evidence, Thresholds())
-        places.setdefault((place.amount, place.similarity), []).append(index)
-    for (amount, similarity), members in sorted(places.items(), key=lambda p: _row_of(*p[0])):
+    places = [(TIERS.index(cell.place.amount), cell.place.similarity) for cell in cells]
+    for place in sorted(set(places)):
+        members = [i for i, own in enumerate(places) if own == place]
         mine = np.array([cells[i].fits[auto[i], DEFAULT]["acc"] for i in members])
         keys = set.intersection(*(set(cells[i].fits) for i in members))
         means = {k: float(np.mean([cells[i].fits[k]["acc"] for i in members])) for k in keys}
         best = max(sorted(means), key=lambda k: (means[k], k[1] == DEFAULT))
         better = np.array([cells[i].fits[best]["acc"] for i in members]) - mine
-        error = better.std(ddof=1) / len(better) ** 0.5 if len(better) > 1 else np.nan
+        error = sem(better) if len(better) > 1 else np.nan
         lines.append(
-            f"| {amount}, {similarity} | {len(members)} | {100 * mine.mean():.1f} | {best[0]} × "
-            f"{best[1]:g} | {100 * means[best]:.1f} | {100 * better.mean():.1f} ± "
-            f"{100 * error:.1f} |"
+            f"| {TIERS[place[0]]}, {place[1]} | {len(members)} | {100 * mine.mean():.1f} "
+            f"| {best[0]} × {best[1]:g} | {100 * means[best]:.1f} "
+            f"| {100 * better.mean():.1f} ± {100 * error:.1f} |"
         )
     return "\n".join(lines)
-
-
-def _row_of(amount: str, similarity: str) -> tuple[int, str]:
-    return TIERS.index(amount), similarity
 
 
 def _threshold_table(cells: Sequence[Judged]) -> str:
@@ -342,7 +341,7 @@ def _cell_table(cells: Sequence[Judged], auto: Sequence[str]) -> str:
     ]
     for judged_cell, method in zip(cells, auto, strict=True):
         c, best = judged_cell.cell, judged_cell.best
-        place = read(judged_cell.evidence, Thresholds())
+        place = judged_cell.place
         mine, top = judged_cell.fits[method, DEFAULT], judged_cell.all_fits[best]
         lines.append(
             f"| {c.set} | {c.per_class} | {c.backbone} | {c.seed} | {place.amount}, "

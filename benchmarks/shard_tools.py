@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import tarfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ BATCH, WORKERS = 64, 2
 WINDOW = 2_048  # images of the shuffle buffers
 
 
-class Loader:
+class Loader(ABC):
     """Batches of (keys, bytes in all) in an order of the tool's own.
 
     Args:
@@ -32,9 +33,9 @@ class Loader:
         self.loader = self.build()
         self.resumed = state is not None and self.load(state)
 
+    @abstractmethod
     def build(self) -> Any:
         """A loader of the tool."""
-        raise NotImplementedError
 
     def state(self) -> Any:
         """Where it is, in the tool's own words; None where it has none."""

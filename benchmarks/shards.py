@@ -159,12 +159,10 @@ def memory_of(pid: int) -> int:
     import psutil
 
     total = 0
-    try:
+    with contextlib.suppress(psutil.Error):  # one may end while it is measured
         process = psutil.Process(pid)
         for each in (process, *process.children(recursive=True)):
             total += each.memory_full_info().pss
-    except psutil.Error:
-        pass
     return total
 
 

@@ -54,7 +54,7 @@ def data_facts(chosen: Candidate) -> Section:
         )
         if similarity.drift is not None:
             floor, error = similarity.drift_floor, similarity.drift_error
-            low, high = (similarity.drift + sign * 2 * (error or 0.0) for sign in (-1, 1))
+            low, high = Score(similarity.drift, error or 0.0).interval()
             rows["drift"] = (
                 f"{similarity.drift:.3f}"
                 + (f" ({low:.3f} to {high:.3f})" if error else "")
@@ -63,7 +63,7 @@ def data_facts(chosen: Candidate) -> Section:
             )
         if similarity.source_energy is not None:
             energy = similarity.source_energy
-            low, high = (energy.value + sign * 2 * energy.error for sign in (-1, 1))
+            low, high = energy.interval()
             rows["energy"] = f"{energy.value:.1f} ({low:.1f} to {high:.1f}) nats of the old head"
         rows["labels at random"] = (
             f"{100 * similarity.chance:.0f} % of shuffled labels are told apart as well as yours"
