@@ -156,10 +156,10 @@ def test_the_choice_is_nearly_as_good_as_the_best_method(cell, regret):
         for name, pairs in report.policies(judged, methods).items()
     }
     # Much looser than the goal of the benchmark: a pretraining on five digits leaves nearly
-    # everything to learn, most of all with three images a class. Measured: 5.5, 20.0 at worst.
+    # everything to learn, most of all with three images a class. Measured: 5.54, 19.98 at worst.
     page = report.text(rows, methods)
     print(page)  # for pytest -s
     assert "| auto |" in page
     assert found["auto"].mean() <= 8, page
-    assert found["auto"].max() <= 24, page
+    assert found["auto"].max() <= 20, page
     assert found["auto"].mean() < found["always linear_probe"].mean(), page
