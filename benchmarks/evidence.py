@@ -2,14 +2,15 @@
 
     python benchmarks/evidence.py
 
-2,000 rows of made-up features as wide as those of MobileNetV2 (its stages, and what its head
-reads), with 10, 100 and 1,000 classes. Prints wall seconds, those of all processors, and those of
-the parts.
+2,000 rows of made-up features as wide as those of MobileNetV2 and of ResNet-50 (stages, and what
+the head reads), with 10, 100 and 1,000 classes. Prints wall seconds, those of all processors, and
+those of the parts.
 """
 
 from __future__ import annotations
 
 import time
+from itertools import product
 
 import numpy as np
 
@@ -17,12 +18,15 @@ from tl.decision.evidence import Amount, Backbone
 from tl.evidence import FLIPPED, StageFeatures, measure
 
 ROWS = 2_000
-STAGES = {"stage0": 32, "stage1": 24, "stage2": 32, "stage3": 96, "stage4": 320}
-FEATURES, SOURCE_CLASSES = 1_280, 1_000
+WIDTHS = {  # stem and stages, and what the head reads
+    "mobilenetv2": (32, 24, 32, 96, 320, 1_280),
+    "resnet50": (64, 256, 512, 1_024, 2_048, 2_048),
+}
+SOURCE_CLASSES = 1_000
 SIGNAL = 0.4
 
 
-def made_up(classes: int) -> StageFeatures:
+def made_up(classes: int, widths: tuple[int, ...]) -> StageFeatures:
     """Gaussian classes; the first rows are flipped by adding noise."""
     rng = np.random.default_rng(0)
     labels = rng.permutation(np.arange(ROWS) % classes)
@@ -31,11 +35,11 @@ def made_up(classes: int) -> StageFeatures:
         centres = SIGNAL * rng.normal(size=(classes, size))
         return (centres[labels] + rng.normal(size=(ROWS, size))).astype(np.float32)
 
-    features = rows(FEATURES)
-    flipped = features[:FLIPPED] + rng.normal(size=(FLIPPED, FEATURES)).astype(np.float32)
+    features = rows(widths[-1])
+    flipped = features[:FLIPPED] + rng.normal(size=(FLIPPED, widths[-1])).astype(np.float32)
     return StageFeatures(
         labels,
-        {name: rows(size) for name, size in STAGES.items()},
+        {f"stage{number}": rows(size) for number, size in enumerate(widths[:-1])},
         features,
         flipped={"horizontal": flipped, "vertical": flipped},
         logits=rng.normal(size=(ROWS, SOURCE_CLASSES)).astype(np.float32),
@@ -43,19 +47,19 @@ def made_up(classes: int) -> StageFeatures:
 
 
 def main() -> None:
-    """Measure each number of classes once."""
-    for classes in (10, 100, 1_000):
-        found = made_up(classes)
+    """Measure each network with each number of classes once."""
+    for (name, widths), classes in product(WIDTHS.items(), (10, 100, 1_000)):
+        found = made_up(classes, widths)
         each = ROWS // classes
         amount = Amount(ROWS, classes, each, each, each, 0, 0)
-        backbone = Backbone("made up", 1, (*STAGES, "head"), True, False, True, 224)
+        backbone = Backbone(name, 1, (*found.stages, "head"), True, False, True, 224)
         wall, processor = time.perf_counter(), time.process_time()
         evidence = measure(found, amount, backbone, seed=0)
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
         parts = ", ".join(f"{part} {value:.1f}" for part, value in evidence.seconds.items())
         print(
-            f"{ROWS:,} images, {classes:,} classes: {wall:.1f} s, {processor:.1f} s of processors "
-            f"({parts})",
+            f"{name}, {ROWS:,} images, {classes:,} classes: {wall:.1f} s, "
+            f"{processor:.1f} s of processors ({parts})",
             flush=True,
         )
 

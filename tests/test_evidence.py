@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -262,6 +263,19 @@ def test_few_and_uneven_images_give_finite_figures(labels):
     assert found.similarity.quality.error > 0
     assert found.similarity.drift == 0.1
     assert set(found.scores) == {"logme", "h_score", "leep"}
+
+
+def test_cores_change_no_figure(monkeypatch):
+    rng, labels = np.random.default_rng(23), np.arange(300) % 3
+    features, stage = blobs(labels, 200, 0.2, rng), blobs(labels, 20, 0.3, rng)
+    given = {
+        "stages": {"stage1": stage},
+        "flipped": dict.fromkeys(("horizontal", "vertical"), features[:64, ::-1]),
+        "logits": rng.normal(size=(300, 10)),
+    }
+    several = measured(labels, features, **given)
+    monkeypatch.setenv("TL_CORES", "1")
+    assert replace(several, seconds={}) == replace(measured(labels, features, **given), seconds={})
 
 
 # --- sample ---------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "scores": {"config", "losses"},
     "heads": {"losses"},
     "decision": {"config"},
-    "evidence": {"config", "decision"},
+    "evidence": {"config", "cores", "decision"},
     "advice": {"config", "decision", "display", "files", "figures", "pages", "sections"},
     "files": set(),
     "locks": set(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -11,7 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
+from threadpoolctl import threadpool_limits
 
+from tl.cores import usable_cores
 from tl.decision.evidence import Amount, Backbone, Evidence, Flips, Score, Similarity, StageScore
 from tl.evidence.probing import LEAST_ROWS, Judged, Prober
 from tl.evidence.ridge import Indices
@@ -117,17 +120,16 @@ def measure(
         reason = "the backbone sees no difference between any two images"
         return replace(evidence, unmeasured=reason, warnings=tuple(warnings))
 
-    prober = Prober(groups, labels, seed)
-    similarity, judged = _similarity(prober, found, clock)
-    with clock("more data"):
-        more, before = prober.more_data(FEATURES, judged)
-        rank = effective_rank(prober.smoothers[FEATURES].eigenvalues)
-    with clock("flips"):
-        flips = _flips(prober, found, judged, np.flatnonzero(kept))
-    with clock("scores"):
-        scores = rank_scores(groups[FEATURES], labels)
-        if found.logits is not None:
-            scores["leep"] = leep(found.logits[kept], labels)
+    with _cores() as pool:
+        prober = Prober(groups, labels, seed, pool.map)
+        with clock("probes"):
+            scores = pool.submit(_scores, groups[FEATURES], found.logits, kept, labels)
+            similarity, judged = _similarity(prober, found, pool)
+            known = scores.result()
+        with clock("more data and flips"):
+            flips = pool.submit(_flips, prober, found, judged, np.flatnonzero(kept))
+            rank = pool.submit(lambda: effective_rank(prober.smoothers[FEATURES].eigenvalues))
+            more, before = prober.more_data(FEATURES, judged)
     if similarity.chance > 0.05 and len(labels) >= TELLING * (labels.max() + 1):
         warnings.append(
             f"no signal: {similarity.chance:.0%} of random labels fit these images as well as the "
@@ -135,24 +137,45 @@ def measure(
         )
     return replace(
         evidence,
-        amount=replace(amount, more_data=more, half_data=before, effective_rank=rank),
+        amount=replace(amount, more_data=more, half_data=before, effective_rank=rank.result()),
         similarity=similarity,
-        flips=flips,
-        scores=scores,
+        flips=flips.result(),
+        scores=known,
         seconds=clock.seconds,
         sampled=len(labels),
         warnings=tuple(warnings),
     )
 
 
-def _similarity(prober: Prober, found: StageFeatures, clock: _Clock) -> tuple[Similarity, Judged]:
-    with clock("probes"):
-        judged = {name: prober.ridge([name]) for name in prober.groups}
-        concat = prober.ridge([*prober.groups]) if found.stages else judged[FEATURES]
-    with clock("neighbours"):
-        near = {name: prober.neighbours(name) for name in prober.groups}
-    with clock("chance"):
-        chance = prober.chance([*prober.groups])
+@contextmanager
+def _cores() -> Iterator[ThreadPoolExecutor]:
+    """A thread for each core, on which numpy and scipy work alone.
+
+    Each of the two brings a library for its algebra along, and the threads of the one, which wait
+    awake for more work, would slow down those of the other.
+    """
+    with threadpool_limits(1), ThreadPoolExecutor(usable_cores()) as pool:
+        yield pool
+
+
+def _scores(
+    features: Rows, logits: Rows | None, kept: NDArray[np.bool_], labels: Indices
+) -> dict[str, float]:
+    scores = rank_scores(features, labels)
+    return scores if logits is None else {**scores, "leep": leep(logits[kept], labels)}
+
+
+def _similarity(
+    prober: Prober, found: StageFeatures, pool: ThreadPoolExecutor
+) -> tuple[Similarity, Judged]:
+    names = [*prober.groups]
+    # What takes longest comes first: all stages together, then the last of them.
+    together = pool.submit(prober.ridge, names) if found.stages else None
+    alone = {name: pool.submit(prober.ridge, [name]) for name in reversed(names)}
+    near = {name: pool.submit(prober.neighbours, name) for name in names}
+    chance = pool.submit(prober.chance, names).result()
+    judged = {name: alone[name].result() for name in names}
+    concat = together.result() if together else judged[FEATURES]
     last, none = judged[FEATURES], Score(0.0, 0.0)
     energy = None
     if found.logits is not None:
@@ -162,7 +185,7 @@ def _similarity(prober: Prober, found: StageFeatures, clock: _Clock) -> tuple[Si
     drift, drift_error, drift_floor = found.drift or (None, None, None)
     similarity = Similarity(
         stages=tuple(
-            StageScore(name, rows.shape[1], judged[name].quality, near[name].quality)
+            StageScore(name, rows.shape[1], judged[name].quality, near[name].result().quality)
             for name, rows in prober.groups.items()
         ),
         concat=concat.quality,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,8 @@ HALVES, QUARTERS = 3, 1  # how often the rows are cut in two, and in four
 SHARED = 1.25
 PERMUTED_ROWS, PERMUTATIONS, PERMUTED_PENALTY = 600, 99, 1.0
 LEAST_ROWS = 2  # of a class that is judged
+
+Each = Callable[..., Iterator[Any]]  # as `map`
 
 
 @dataclass(frozen=True)
@@ -121,12 +124,17 @@ class Prober:
         groups: Name -> features (N, D) of the same rows.
         labels: (N,), from 0 without gaps; each class has two rows at least.
         seed: Of the folds.
+        each: `map`, or what does the same on several cores.
     """
 
     def __init__(
-        self, groups: Mapping[str, NDArray[np.floating]], labels: Indices, seed: int
+        self,
+        groups: Mapping[str, NDArray[np.floating]],
+        labels: Indices,
+        seed: int,
+        each: Each = map,
     ) -> None:
-        self.groups, self.labels, self.seed = dict(groups), labels, seed
+        self.groups, self.labels, self.seed, self.each = dict(groups), labels, seed, each
         self.weights = class_weights(labels)
         rng = np.random.default_rng([seed, 0])
         repeats = REPEATS if len(labels) < FEW else 1
@@ -207,12 +215,37 @@ class Prober:
         if not kept.all():
             _, labels = np.unique(labels, return_inverse=True)
             whole = Prober({name: features}, labels, self.seed).ridge([name])
-        half = _in_parts(name, features, labels, 2, HALVES, rng)
+        half = self._in_parts(name, features, labels, 2, HALVES, rng)
         gain = paired(whole.right - half, labels)
         if np.bincount(labels).min() < 4 * LEAST_ROWS:
             return gain, None
-        quarter = _in_parts(name, features, labels, 4, QUARTERS, rng)
+        quarter = self._in_parts(name, features, labels, 4, QUARTERS, rng)
         return gain, paired(half - quarter, labels)
+
+    def _in_parts(
+        self,
+        name: str,
+        features: NDArray[np.floating],
+        labels: Indices,
+        parts: int,
+        repeats: int,
+        rng: np.random.Generator,
+    ) -> Array:
+        """Share of the repeats in which each row was told right within its part of all rows."""
+
+        def right(part: tuple[Indices, int]) -> Array:
+            rows, seed = part
+            return Prober({name: features[rows]}, labels[rows], seed).ridge([name]).right
+
+        cut = [
+            (rows, int(rng.integers(2**31)))
+            for _ in range(repeats)
+            for rows in cut_folds(labels, parts, rng)
+        ]
+        found = np.zeros(len(labels))
+        for (rows, _), told in zip(cut, self.each(right, cut), strict=True):
+            found[rows] += told / repeats
+        return found
 
     def flips(
         self,
@@ -271,23 +304,6 @@ class Prober:
                 outputs[fold] -= inverse @ residuals[fold]
             figures.append(_explained(outputs, labels[order]))
         return sum(figure >= figures[0] for figure in figures) / len(figures)
-
-
-def _in_parts(
-    name: str,
-    features: NDArray[np.floating],
-    labels: Indices,
-    parts: int,
-    repeats: int,
-    rng: np.random.Generator,
-) -> Array:
-    """Share of the repeats in which each row was told right within its part of all rows."""
-    right = np.zeros(len(labels))
-    for _ in range(repeats):
-        for rows in cut_folds(labels, parts, rng):
-            part = Prober({name: features[rows]}, labels[rows], int(rng.integers(2**31)))
-            right[rows] += part.ridge([name]).right / repeats
-    return right
 
 
 def _explained(outputs: Array, labels: Indices) -> float:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve, cholesky, eigvalsh, solve_triangular
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.linalg.lapack import dpotri
 from scipy.sparse import csr_array
 
@@ -89,12 +90,11 @@ class Smoother:
 
     def hat(self, penalty: float) -> Array:
         """The map from targets to fitted values, both times the roots of the weights: (N, N)."""
-        lower = cholesky(self.gram + penalty * np.eye(len(self.gram)), lower=True)
+        lower = _shifted_cholesky(self.gram, penalty)
         if self.rows is None:
-            upper, _ = dpotri(lower.T, lower=False, overwrite_c=True)
-            upper = np.triu(upper) * -penalty
-            found: Array = upper + upper.T
-            found[np.diag_indices_from(found)] = 1 + np.diag(upper)
+            inverse, _ = dpotri(lower, lower=True, overwrite_c=True)
+            found: Array = (inverse + inverse.T) * -penalty
+            found[np.diag_indices_from(found)] = 1 - penalty * np.diag(inverse)
         else:
             half = solve_triangular(lower, self.rows.T, lower=True)
             found = half.T @ half
@@ -105,8 +105,24 @@ class Smoother:
     @property
     def eigenvalues(self) -> Array:
         """Squares of the singular values of the scaled rows."""
-        found: Array = np.clip(eigvalsh(self.gram), 0, None)
+        found: Array = np.clip(np.linalg.eigvalsh(self.gram), 0, None)
         return found
+
+
+class LeftOut(NamedTuple):
+    """A fold that a regression was not fitted to.
+
+    Args:
+        number: Of the fold.
+        penalty: Of the regression.
+        residuals: Of the fold's rows (n, outputs), times the roots of their weights.
+        press: Sum of the squared leave-one-out residuals of some of the other rows.
+    """
+
+    number: int
+    penalty: float
+    residuals: Array
+    press: float
 
 
 def held_out(
@@ -129,28 +145,82 @@ def held_out(
     chosen = [PENALTIES[-1]] * len(folds)
     outputs = np.zeros_like(targets)
     weighted = targets * smoother.root[:, None]
-    for penalty in PENALTIES:
-        hat = smoother.hat(penalty)
-        # The targets are nearly all zeros.
-        residuals = weighted - (csr_array(weighted.T) @ hat).T
-        for number, fold in enumerate(folds):
-            rest = np.concatenate([*folds[number + 1 :], *folds[:number]])[:TELLING]
-            error, press = _without(hat, residuals, fold, rest)
-            if press < best[number]:
-                best[number], chosen[number] = press, penalty
-                outputs[fold] = targets[fold] - error / smoother.root[fold, None]
+    if smoother.rows is None:
+        every = _left_out_of_rows(smoother, weighted, folds)
+    else:
+        every = _left_out_of_features(smoother.rows, smoother.root, weighted, folds)
+    for number, penalty, residuals, press in every:
+        if press < best[number]:
+            best[number], chosen[number] = press, penalty
+            fold = folds[number]
+            outputs[fold] = targets[fold] - residuals / smoother.root[fold, None]
     return outputs, tuple(chosen)
 
 
-def _without(hat: Array, residuals: Array, fold: Indices, rest: Indices) -> tuple[Array, float]:
-    """Residuals of a fold that is left out, and the leave-one-out error of some of the rest."""
-    across = hat[np.ix_(fold, rest)]
-    factor = cho_factor(np.eye(len(fold)) * (1 + TINY) - hat[np.ix_(fold, fold)])
-    error = cho_solve(factor, residuals[fold])
-    others = residuals[rest] + across.T @ error
-    leverage = hat[rest, rest] + np.einsum("ij,ij->j", across, cho_solve(factor, across))
-    press = float(np.sum((others / np.maximum(1 - leverage, TINY)[:, None]) ** 2))
-    return error, press
+def _left_out_of_rows(
+    smoother: Smoother, weighted: Array, folds: Sequence[Indices]
+) -> Iterator[LeftOut]:
+    """From the map of all rows: cheap where there are fewer rows than features."""
+    sparse = csr_array(weighted.T)  # the targets are nearly all zeros
+    for penalty in PENALTIES:
+        hat = smoother.hat(penalty)
+        residuals = weighted - (sparse @ hat).T
+        for number, fold in enumerate(folds):
+            rest = _rest(folds, number)
+            keeps = np.eye(len(fold)) * (1 + TINY) - hat[np.ix_(fold, fold)]
+            lower = _cholesky(keeps)
+            across = _solved(lower, hat[np.ix_(fold, rest)])
+            own = _solved(lower, residuals[fold])
+            others = residuals[rest] + across.T @ own
+            leverage = hat[rest, rest] + np.einsum("ij,ij->j", across, across)
+            yield LeftOut(number, penalty, _solved(lower, own, trans=1), _press(others, leverage))
+
+
+def _left_out_of_features(
+    rows: Array, root: Array, weighted: Array, folds: Sequence[Indices]
+) -> Iterator[LeftOut]:
+    """From normal equations without the fold: cheap where there are few features."""
+    design = np.column_stack([rows, root])
+    both = design.T @ design
+    toward = (csr_array(weighted.T) @ design).T
+    for number, fold in enumerate(folds):
+        rest, own = _rest(folds, number), design[fold]
+        without = both - own.T @ own
+        aims = toward - own.T @ weighted[fold]
+        for penalty in PENALTIES:
+            lower = _shifted_cholesky(without, np.append(np.full(rows.shape[1], penalty), 0.0))
+            fitted = _solved(lower, _solved(lower, aims), trans=1)
+            others = weighted[rest] - design[rest] @ fitted
+            half = _solved(lower, design[rest].T)
+            leverage = np.einsum("ij,ij->j", half, half)
+            left = weighted[fold] - own @ fitted
+            yield LeftOut(number, penalty, left, _press(others, leverage))
+
+
+def _rest(folds: Sequence[Indices], number: int) -> Indices:
+    """Rows of the other folds, as many as are needed, those of the next fold first."""
+    return np.concatenate([*folds[number + 1 :], *folds[:number]])[:TELLING]
+
+
+def _press(residuals: Array, leverage: Array) -> float:
+    return float(np.sum((residuals / np.maximum(1 - leverage, TINY)[:, None]) ** 2))
+
+
+def _shifted_cholesky(gram: Array, shift: Array | float) -> Array:
+    """Lower factor of a symmetric matrix (N, N) with `shift` added to its diagonal."""
+    shifted = gram.copy()
+    shifted[np.diag_indices_from(shifted)] += shift
+    return _cholesky(shifted)
+
+
+def _cholesky(matrix: Array) -> Array:
+    lower: Array = np.linalg.cholesky(matrix)  # scipy's would not let other threads work
+    return lower
+
+
+def _solved(lower: Array, right: Array, trans: int = 0) -> Array:
+    found: Array = solve_triangular(lower, right, lower=True, trans=trans, check_finite=False)
+    return found
 
 
 @dataclass(frozen=True)

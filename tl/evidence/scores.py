@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import eigh
 from scipy.special import log_softmax
 from sklearn.covariance import ledoit_wolf_shrinkage
 
@@ -31,7 +30,7 @@ def effective_rank(values: Array) -> float:
 def spectrum(centred: Array) -> tuple[Array, Array]:
     """Left singular vectors (N, r) and squared singular values (r,) of rows (N, D)."""
     wide = centred.shape[1] > centred.shape[0]
-    values, vectors = eigh(centred @ centred.T if wide else centred.T @ centred)
+    values, vectors = np.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
     kept = values > max(values[-1], 0) * 1e-9
     values, vectors = values[kept], vectors[:, kept]
     return (vectors if wide else centred @ vectors / np.sqrt(values)), values
