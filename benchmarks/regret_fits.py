@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from images import ASSETS
 from regret_cells import Cell, read_set, sample
 from regret_rates import method_config
@@ -24,10 +25,13 @@ from tl.data.datamodule import ImageDataset
 from tl.decision.evidence import Evidence
 from tl.finetuning import Phase, Plan, build_plan
 from tl.models import BuiltModel, build_model
+from tl.training.averaging import UNCHOSEN, mix
+from tl.training.state import load_kept, read_checkpoint, read_progress
 
 IMAGE_SIZE = 96  # three sevenths of a side of the pretraining: a fifth of the time
 LEAST_EPOCHS = 2
 SELDOM = 20  # epochs between two looks at val where it chooses nothing
+ALIKE = 2e-3  # rates that differ by less than this share are one
 
 
 @dataclass(frozen=True)
@@ -196,8 +200,32 @@ def limited(plan: Plan, train_images: int, rate: float, limits: Limits) -> Plan:
     return replace(plan, phases=tuple(phases))
 
 
+@dataclass(frozen=True)
+class _Fit:
+    """A fit that was trained, and what others need that take the same steps."""
+
+    head: HeadKind
+    plan: Plan
+    folder: Path
+    row: dict[str, Any]
+
+    def same_steps(self, head: HeadKind, plan: Plan) -> bool:
+        """Whether another plan differs in nothing but whether it averages at the end."""
+        (*first, last), (*others, own) = plan.phases, self.plan.phases
+        near = abs(last.head_lr / own.head_lr - 1) < ALIKE
+        alike = replace(own, head_lr=last.head_lr, average=last.average) == last
+        return head == self.head and first == others and near and alike
+
+    @property
+    def averages(self) -> bool:
+        """Whether what is kept lies between the weights before and after the last phase."""
+        return self.plan.phases[-1].average
+
+
 class CellTrainer:
     """Trains methods on a cell; those that begin alike share their first phase.
+
+    `wise_ft` at its rate takes the steps of `lp_ft` at a third of its own, and is trained once.
 
     Args:
         given: The cell.
@@ -208,6 +236,7 @@ class CellTrainer:
     def __init__(self, given: Setting, limits: Limits, folder: Path) -> None:
         self.given, self.limits, self.folder = given, limits, folder
         self._begun: dict[tuple[HeadKind, Phase], Path] = {}
+        self._trained: list[_Fit] = []
 
     def run(self, config: FinetuneConfig, rate: float, folder: Path) -> dict[str, Any]:
         """Train by a config at a share of its last rate, and look at test."""
@@ -216,7 +245,13 @@ class CellTrainer:
         batch = self.given.config.data.batch_size
         plan = build_plan(config, built, train_images=number, batch_size=batch)
         plan = limited(plan, number, rate, self.limits)
-        if len(plan.phases) > 1:
+        known = [fit for fit in self._trained if fit.same_steps(config.head, plan)]
+        if any(fit.averages == plan.phases[-1].average for fit in known):
+            found = next(fit for fit in known if fit.averages == plan.phases[-1].average)
+            return found.row | {"phases": [asdict(p) for p in plan.phases]}
+        if known and plan.phases[-1].average:
+            self._average(known[0], built, folder)
+        elif len(plan.phases) > 1:
             # As after an interruption: `run_plan` finds the first phase done, and goes on.
             shutil.copytree(self._first_phase(config, plan), folder)
         result = self._train(plan, built, folder)
@@ -226,7 +261,7 @@ class CellTrainer:
         on_val, val_labels = result.predict("val")
         result.predict.close()
         right = (probabilities.argmax(1) == labels).numpy()
-        return {
+        row = {
             "acc": float(right.mean()),
             "hits": np.packbits(right).tobytes().hex(),
             "val_acc": float((on_val.argmax(1) == val_labels).float().mean()),
@@ -235,6 +270,22 @@ class CellTrainer:
             "epochs": [p.epochs for p in result.phases],
             "kept": [p.kept for p in result.phases],
         }
+        self._trained.append(_Fit(config.head, plan, folder, row))
+        return row
+
+    def _average(self, fit: _Fit, built: BuiltModel, folder: Path) -> None:
+        """Copy a fit whose last phase chose nothing on val, and mix that as the library would.
+
+        Where val chooses, each plan averages, and none differs from another in that alone.
+        """
+        assert fit.plan.phases[-1].select == "last"
+        shutil.copytree(fit.folder, folder)
+        done, _ = read_progress(folder)
+        load_kept(built.model, folder, done[:-1])
+        file = folder / done[-1].checkpoint
+        after = read_checkpoint(file)["state_dict"]
+        before = {f"model.{name}": value for name, value in built.model.state_dict().items()}
+        torch.save({"state_dict": mix(before, after, UNCHOSEN)}, file)
 
     def _first_phase(self, config: FinetuneConfig, plan: Plan) -> Path:
         key = config.head, plan.phases[0]

@@ -20,8 +20,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "lp_partial_1": {"method": "lp_partial", "last_stages": 1},
     "lp_partial_2": {"method": "lp_partial", "last_stages": 2},
     "norm_affine": {"method": "norm_affine"},
-    "wise_ft": {"method": "wise_ft"},
     "lp_ft": {"method": "lp_ft"},
+    "wise_ft": {"method": "wise_ft"},  # after lp_ft: at two rates of three it takes its steps
     "full": {"method": "full"},
 }
 RATES = (1.0, 0.333, 3.0)  # times today's rate of the last phase

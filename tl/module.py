@@ -145,7 +145,11 @@ class TransferModule(pl.LightningModule):
         if rank := self.global_rank:  # its images have dropout and mixing of their own
             key += f" {rank}"
         digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
-        torch.manual_seed(int.from_bytes(digest) >> 1)
+        seed = int.from_bytes(digest) >> 1
+        if self.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)
+        else:  # asks for each kind of device by name: a millisecond
+            torch.manual_seed(seed)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Mean loss of a batch; the mean over the processes is that over all images of the step."""

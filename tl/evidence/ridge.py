@@ -214,8 +214,8 @@ def _shifted_cholesky(gram: Array, shift: Array | float) -> Array:
 
 
 def _cholesky(matrix: Array) -> Array:
-    lower: Array = np.linalg.cholesky(matrix)  # scipy's would not let other threads work
-    return lower
+    # scipy's would not let other threads work.
+    return np.asarray(np.linalg.cholesky(matrix), np.float64)
 
 
 def _solved(lower: Array, right: Array, trans: int = 0) -> Array:
