@@ -72,8 +72,8 @@ def grid(quick: bool = False) -> list[Cell]:
     return sorted(cells, key=lambda c: (c.seed, BACKBONES.index(c.backbone) + (c.per_class > 25)))
 
 
-def small_copies(name: str, work: Path, assets: Path = ASSETS) -> Path:
-    """Folder `<class>/*.bmp` with the images of a set, their shorter side at most `SIDE` pixels.
+def small_copies(name: str, work: Path, assets: Path = ASSETS, side: int = SIDE) -> Path:
+    """Folder `<class>/*.bmp` with the images of a set, their shorter side at most `side` pixels.
 
     Without compression: reading them again and again should cost next to nothing.
     """
@@ -87,9 +87,9 @@ def small_copies(name: str, work: Path, assets: Path = ASSETS) -> Path:
         place.mkdir(parents=True, exist_ok=True)
         with Image.open(file) as opened:
             image = ImageOps.exif_transpose(opened).convert("RGB")
-        share = SIDE / min(image.size)
+        share = side / min(image.size)
         if share < 1:
-            size = [max(round(side * share), SIDE) for side in image.size]
+            size = [max(round(length * share), side) for length in image.size]
             image = image.resize((size[0], size[1]), Image.Resampling.BICUBIC)
         image.save(place / f"{file.stem}.bmp")
     try:
@@ -100,9 +100,9 @@ def small_copies(name: str, work: Path, assets: Path = ASSETS) -> Path:
     return folder
 
 
-def read_set(name: str, work: Path, assets: Path = ASSETS) -> ImageTable:
+def read_set(name: str, work: Path, assets: Path = ASSETS, side: int = SIDE) -> ImageTable:
     """The checked images of a set, copies of one image left out, splits not yet made."""
-    folder = small_copies(name, work, assets)
+    folder = small_copies(name, work, assets, side)
     config = DataConfig(root=str(folder))
     table = read_table(config, seed=0, cache_dir=work / "cache", required_splits=("train",))
     rows = table.rows.drop_duplicates("sha256", keep=False).reset_index(drop=True)

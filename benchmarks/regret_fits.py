@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from images import ASSETS
-from regret_cells import Cell, read_set, sample
+from regret_cells import SIDE, Cell, read_set, sample
 from regret_rates import method_config
 from torch.utils.data import Dataset
 
@@ -117,9 +117,24 @@ class Setting:
         return images
 
 
-def setting(cell: Cell, work: Path, assets: Path = ASSETS) -> Setting:
-    """Images, and the settings that all methods have in common."""
-    table = sample(_read_set(cell.set, work, assets), cell)
+def setting(
+    cell: Cell,
+    work: Path,
+    assets: Path = ASSETS,
+    *,
+    image_size: int = IMAGE_SIZE,
+    side: int = SIDE,
+) -> Setting:
+    """Images, and the settings that all methods have in common.
+
+    Args:
+        cell: What to train.
+        work: Folder of copies, caches and fits.
+        assets: Folder of weights and image sets.
+        image_size: Side of the input in pixels.
+        side: Shorter side of the copies, at most.
+    """
+    table = sample(_read_set(cell.set, work, assets, side), cell)
     config = tl.compose(
         "train",
         ["finetune=linear_probe", "augment=light", "trainer=cpu", "cache=on"],
@@ -128,7 +143,7 @@ def setting(cell: Cell, work: Path, assets: Path = ASSETS) -> Setting:
             "data.num_workers": 0,
             "model.name": cell.backbone,
             "model.weights": str(assets / "weights"),
-            "model.image_size": IMAGE_SIZE,
+            "model.image_size": image_size,
             "cache.dir": str(work / "cache"),
         },
     )
@@ -136,8 +151,8 @@ def setting(cell: Cell, work: Path, assets: Path = ASSETS) -> Setting:
 
 
 @cache
-def _read_set(name: str, work: Path, assets: Path) -> ImageTable:
-    return read_set(name, work, assets)
+def _read_set(name: str, work: Path, assets: Path, side: int) -> ImageTable:
+    return read_set(name, work, assets, side)
 
 
 def measure(given: Setting) -> tuple[Evidence, float]:
