@@ -153,6 +153,21 @@ def test_random_weights_measure_nothing_and_it_says_so(auto):
     assert "not measured" in text or "cannot be measured" in text
 
 
+def test_small_images_are_trained_and_exported_at_a_smaller_size(auto):
+    torch.manual_seed(0)
+    name, file = "mobilenetv3_small_050", Path("small.pth").absolute()
+    torch.save(timm.create_model(name).state_dict(), file)
+    given = [f"model.name={name}", f"model.weights={file}", "amount=small", "similarity=similar"]
+    done = auto(*given, "finetune.epochs=1", "model.image_size=null")
+    assert decision()["image_size"] == 160
+    assert "input of 160 instead of 224 pixels" in " ".join(done.out.split())
+    facts = json.loads(Path("run/checkpoints/model.json").read_text())["preprocessing"]
+    assert facts["input_size"] == [3, 160, 160]
+    auto(*given, "finetune.epochs=1", "model.image_size=64", output="other")
+    facts = json.loads(Path("other/checkpoints/model.json").read_text())["preprocessing"]
+    assert (decision("other")["image_size"], facts["input_size"]) == (None, [3, 64, 64])
+
+
 def test_augmentation_is_decided_unless_it_is_asked_for(auto):
     auto("augment=auto", "augment.hflip=0.25")
     auto("augment=strong", output="strong")

@@ -225,6 +225,26 @@ def test_a_validation_of_some_size_chooses_epoch_and_average():
     assert decide(evidence(50), given=asked("finetune.epochs=6")).finetune.patience == 5
 
 
+def test_small_images_need_no_large_input_where_all_stages_of_a_network_with_batch_norm_train():
+    small = replace(evidence(10), native_side=32.0)
+    found = decide(small)
+    assert found.image_size == 160
+    assert "input of 160 instead of 224 pixels: the images have 32" in " ".join(found.reasons)
+    assert found.model(ModelConfig()).image_size == 160
+    assert found.model(ModelConfig(image_size=96)).image_size == 96
+    others = (
+        replace(small, native_side=65.0),
+        replace(small, native_side=0.0),  # not known
+        replace(small, backbone=replace(small.backbone, input_size=128)),
+        replace(evidence(10, attention=True), native_side=32.0),
+        replace(evidence(10, batch_norm=False), native_side=32.0),
+        replace(evidence(10, pretrained=False), native_side=32.0),
+        replace(evidence(50, quality=0.99), native_side=32.0),  # a head is enough
+    )
+    assert [decide(other).image_size for other in others] == [None] * len(others)
+    assert decide(small, image_size=224).image_size is None
+
+
 def test_batch_norm_relearns_only_from_many_images_in_large_batches():
     modes = {
         (per_class, batch): decide(evidence(per_class, **STRANGE), batch_size=batch)

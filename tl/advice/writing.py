@@ -69,12 +69,7 @@ def plan_yaml(config: AdviseConfig, candidate: Candidate, folder: Path) -> str:
     weights = config.model.weights
     if weights not in ("hub", "none"):
         weights = str(Path(weights).expanduser().absolute())
-    model = replace(
-        config.model,
-        name=candidate.name,
-        weights=weights,
-        image_size=config.model.image_size or decision.image_size,
-    )
+    model = decision.model(replace(config.model, name=candidate.name, weights=weights))
     values = {
         "data": _changed(absolute_data(config.data)),
         "model": _changed(model),

@@ -9,11 +9,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tl.config import Budget, FinetuneConfig, HeadKind, PhaseConfig, validate
+from tl.config import Budget, FinetuneConfig, HeadKind, ModelConfig, PhaseConfig, validate
 from tl.decision.axes import Axes, read
 from tl.decision.evidence import Evidence
 from tl.decision.recipes import augmentation_preset, fill, forced
-from tl.decision.table import STAGES, choose
+from tl.decision.table import ALL, STAGES, Choice, choose
 from tl.decision.thresholds import Thresholds
 from tl.decision.wording import Case, reasons, rule, warnings, would_change
 
@@ -58,6 +58,10 @@ class Decision:
     would_change: tuple[str, ...]
     warnings: tuple[str, ...]
 
+    def model(self, asked: ModelConfig) -> ModelConfig:
+        """The model at the size that was decided, unless the user fixed one."""
+        return replace(asked, image_size=asked.image_size or self.image_size)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `decision.json` keeps them."""
         values = {**asdict(self)}
@@ -92,6 +96,7 @@ def decide(
     amount: str | None = None,
     similarity: str | None = None,
     given: FinetuneConfig | None = None,
+    image_size: int | None = None,
     thresholds: Thresholds | None = None,
 ) -> Decision:
     """Choose a transfer method and all of its settings.
@@ -103,6 +108,7 @@ def decide(
         amount: Tier instead of the one that is counted.
         similarity: `similar` or `different` instead of what is measured.
         given: Settings that the user fixed; null ones are decided. `head=stages` fixes the method.
+        image_size: Side of the input that the user fixed, pixels.
         thresholds: Boundaries of the table; default: ours.
     """
     t = thresholds or Thresholds()
@@ -121,6 +127,7 @@ def decide(
     hflip, vflip = flips(evidence, t)
     case = Case(evidence, measured, used, choice, neighbour, finetune, batch_size, t, fixed)
     augment = augmentation_preset(used.amount, evidence.amount.images, t)
+    size = None if image_size else smaller_input(evidence, choice, t)
     return Decision(
         amount=used.amount,
         similarity=used.similarity,
@@ -133,12 +140,25 @@ def decide(
         augment=augment,
         hflip=hflip,
         vflip=vflip,
-        image_size=None,
+        image_size=size,
         rule=rule(case),
-        reasons=reasons(case, augment, hflip=hflip, vflip=vflip),
+        reasons=reasons(case, augment, size, hflip=hflip, vflip=vflip),
         would_change=would_change(case),
         warnings=warnings(case),
     )
+
+
+def smaller_input(evidence: Evidence, choice: Choice, t: Thresholds) -> int | None:
+    """Side of the input that is enough for small images, pixels; None: that of the weights.
+
+    A large input cannot show more than a small image has. Only features that stay as they were
+    trained need their objects in the size that they know.
+    """
+    backbone = evidence.backbone
+    small = 0 < evidence.native_side <= t.small_side and t.small_input < backbone.input_size
+    learns = choice.stages == ALL and backbone.pretrained
+    flexible = backbone.batch_norm and not backbone.attention
+    return t.small_input if small and learns and flexible else None
 
 
 def flips(evidence: Evidence, t: Thresholds) -> tuple[bool, bool]:

@@ -46,6 +46,10 @@ class Thresholds:
         batch_norm_images: With fewer training images BatchNorm keeps its statistics: with 1,000, a
             head that was trained by the old ones was better off (docs/decision-table.md).
         batch_norm_batch: Likewise, images per step.
+        small_side: Images whose median side is at most so many pixels are small.
+        small_input: Side of the input at which small images are read where all stages of a network
+            with BatchNorm train, in pixels: as good as 224 there, in half the time. BiT reads
+            images below 96 pixels at 128, which was worse (docs/decision-table.md).
         strong: Images from which on mixup pays (BiT, Kolesnikov et al. 2020, arXiv:1912.11370).
     """
 
@@ -71,6 +75,8 @@ class Thresholds:
     val_least: int = 2
     batch_norm_images: int = 10_000
     batch_norm_batch: int = 16
+    small_side: int = 64
+    small_input: int = 160
     strong: int = 20_000
 
     def bounds(self) -> tuple[float, float, float]:

@@ -81,7 +81,9 @@ def _because(case: Case) -> str:
     return f" ({'; '.join(words[name] for name in case.used.fired)})"
 
 
-def reasons(case: Case, augment: str, *, hflip: bool, vflip: bool) -> tuple[str, ...]:
+def reasons(
+    case: Case, augment: str, size: int | None, *, hflip: bool, vflip: bool
+) -> tuple[str, ...]:
     """Why this method and these settings."""
     a, t = case.evidence.amount, case.thresholds
     least = f"; the smallest class has {a.least}" if a.least < a.per_class else ""
@@ -114,6 +116,12 @@ def reasons(case: Case, augment: str, *, hflip: bool, vflip: bool) -> tuple[str,
     flipped = f"left-right flips {'on' if hflip else 'off'}{_drop(case.evidence.flips.horizontal)}"
     upright = f"up-down flips {'on' if vflip else 'off'}{_drop(case.evidence.flips.vertical)}"
     said.append(f"augmentation {augment}: {flipped}, {upright}")
+    if size:
+        usual, side = case.evidence.backbone.input_size, case.evidence.native_side
+        said.append(
+            f"input of {size} instead of {usual} pixels: the images have {side:.0f} (median side; "
+            f"up to {t.small_side}), and where all stages train that is as good, in less time"
+        )
     return tuple(said)
 
 

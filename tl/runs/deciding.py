@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tl import ranks
-from tl.config import AdviseConfig, ConfigError, FinetuneConfig, HeadKind, TrainConfig
+from tl.config import (
+    AdviseConfig,
+    ConfigError,
+    FinetuneConfig,
+    HeadKind,
+    ModelConfig,
+    TrainConfig,
+)
 from tl.decision.evidence import Evidence
 from tl.runs.contents import job_tags
 from tl.runs.folder import RunError, RunFolder, run_name, write_model
@@ -58,10 +65,9 @@ class Advice:
         """Config of the job: as the user asked, and as decided where that was left open."""
         from tl.decision.augmenting import augmentation
 
-        size = asked.model.image_size or self.decision.image_size
         return replace(
             asked,
-            model=replace(asked.model, image_size=size),
+            model=self.decision.model(asked.model),
             augment=augmentation(self.decision, asked.augment),
             finetune=replace(self.finetune, confirm=asked.finetune.confirm),
         )
@@ -170,19 +176,19 @@ def decide_or_keep(
         RunError: The run to resume lost what it decided.
     """
     if config.finetune.method != AUTO:
-        return config, fitting(built, config, table), None
+        return config, fitting(built, config.model, config.finetune, table), None
     asked = config
     read = ranks.on_first(Advice.read)
     advice = read(folder.path) if folder.resumed else measured(asked, table, built)
     config = advice.config(asked)
     try:
-        return config, fitting(built, config, table), advice
+        return config, fitting(built, config.model, config.finetune, table), advice
     except ConfigError as error:
         if asked.finetune.head is config.finetune.head:
             raise
         advice = advice.without_choice(str(error))
     config = advice.config(asked)
-    return config, fitting(built, config, table), advice
+    return config, fitting(built, config.model, config.finetune, table), advice
 
 
 def measured(config: TrainConfig | AdviseConfig, table: ImageTable, built: BuiltModel) -> Advice:
@@ -200,11 +206,14 @@ def measured(config: TrainConfig | AdviseConfig, table: ImageTable, built: Built
         amount=config.amount,
         similarity=config.similarity,
         given=config.finetune,
+        image_size=config.model.image_size,
     )
     return Advice(evidence, decision)
 
 
-def fitting(built: BuiltModel, config: TrainConfig, table: ImageTable) -> BuiltModel:
+def fitting(
+    built: BuiltModel, model: ModelConfig, finetune: FinetuneConfig, table: ImageTable
+) -> BuiltModel:
     """The model as a config wants it: for images of its size, with a head of its kind.
 
     Raises:
@@ -212,10 +221,10 @@ def fitting(built: BuiltModel, config: TrainConfig, table: ImageTable) -> BuiltM
     """
     from tl.models import build_model
 
-    size, head = config.model.image_size, config.finetune.head
+    size, head = model.image_size, finetune.head
     other_size = size not in (None, built.preprocessing.input_size[-1])
     if other_size or built.head not in (HeadKind.linear.value, head.value):
-        built = build_model(config.model, table.classes, pretrained=config.finetune.pretrained)
+        built = build_model(model, table.classes, pretrained=finetune.pretrained)
     if built.head == head.value:
         return built
     from tl.training import with_head
@@ -280,7 +289,7 @@ def confirm(
     try:
         for name in CANDIDATES:
             finetune = advice.candidate(name)
-            own = fitting(built, replace(config, finetune=finetune), table)
+            own = fitting(built, config.model, finetune, table)
             jobs[name] = own, build_plan(finetune, own, **sizes)
     except ConfigError as error:
         names = advice.decision.method, advice.decision.neighbour

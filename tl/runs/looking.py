@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tl.advice import Candidate
 from tl.config import AdviseConfig, CacheMode, ConfigError, ModelConfig
-from tl.runs.deciding import measured
+from tl.runs.deciding import fitting, measured
 
 if TYPE_CHECKING:  # so that `tl advise --help` loads no torch
     from tl.data import ImageTable
@@ -30,16 +30,17 @@ def look(config: AdviseConfig, model: ModelConfig, table: ImageTable) -> Candida
     from tl.data import ImageDataModule
     from tl.finetuning import build_plan
     from tl.models import build_model
-    from tl.training import estimate, with_head
+    from tl.training import estimate
 
     built = build_model(model, table.classes)
     advice = measured(config, table, built)
     try:
-        built = with_head(built, advice.decision.finetune.head)
+        built = fitting(built, advice.decision.model(model), advice.decision.finetune, table)
     except ConfigError as error:
         if config.finetune.head is advice.decision.finetune.head:
             raise
         advice = advice.without_choice(str(error))
+        built = fitting(built, advice.decision.model(model), advice.decision.finetune, table)
     decision = advice.decision
     plan = build_plan(
         decision.finetune,

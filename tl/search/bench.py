@@ -140,7 +140,7 @@ class Bench:
             built = build_model(
                 config.model, self.table.classes, pretrained=config.finetune.pretrained
             )
-            built = fitting(built, config, self.table)
+            built = fitting(built, config.model, config.finetune, self.table)
             while len(self._starts) >= MODELS_KEPT:
                 del self._starts[next(iter(self._starts))]
             self._starts[key] = _Start(built, _random_state())
