@@ -41,6 +41,8 @@ def data_facts(chosen: Candidate) -> Section:
             f"{evidence.native_side:.0f} pixels (median side); the network sees "
             f"{evidence.backbone.input_size}"
         )
+        if chosen.decision.image_size:
+            rows["size of the images"] += f", in training {chosen.decision.image_size}"
     if amount.effective_rank is not None:
         rows["effective rank"] = (
             f"{amount.effective_rank:.0f}: in so many directions the last features differ"
