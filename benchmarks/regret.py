@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from images import REPO, WORK
-from regret_cells import Cell, grid
+from regret_cells import SEEDS, Cell, grid
 from regret_rates import METHODS, RATES, of_today, share_of_today
 
 from tl.decision.evidence import Evidence
@@ -39,7 +39,7 @@ Rows = list[dict[str, Any]]
 def work(args: argparse.Namespace) -> None:
     """Measure and train what is missing, in several processes of one thread each."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    cells = [c for c in grid(args.quick) if all(word in str(c) for word in args.only)]
+    cells = [c for c in grid(args.quick, args.seeds) if all(word in str(c) for word in args.only)]
     deadline = time.time() + 60 * args.minutes
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.workers, mp_context=context) as pool:
@@ -132,6 +132,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=WORK / "regret" / "results.jsonl")
     parser.add_argument("--quick", action="store_true", help="a reduced grid")
     parser.add_argument("--only", nargs="*", default=[], help="cells whose line has these words")
+    parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS, help="default: 0 and 1")
     parser.add_argument("--methods", nargs="*", help="default: all")
     parser.add_argument("--rates", nargs="*", type=float, choices=RATES, help="default: all")
     parser.add_argument("--minutes", type=float, default=120, help="no fit begins afterwards")

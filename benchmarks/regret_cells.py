@@ -53,17 +53,18 @@ class Cell:
         return f"{self.set}, {self.per_class} a class, {self.backbone}, seed {self.seed}"
 
 
-def grid(quick: bool = False) -> list[Cell]:
+def grid(quick: bool = False, seeds: Sequence[int] = SEEDS) -> list[Cell]:
     """All cells, those first that tell most: one seed and few backbones cover every set and amount.
 
     Args:
         quick: A reduced grid: every set, two amounts, one backbone, one seed.
+        seeds: Of the samples.
     """
     amounts = (5, 25) if quick else AMOUNTS
     backbones = BACKBONES[: 1 if quick else None]
     cells = [
         Cell(name, amount, backbone, seed)
-        for seed in SEEDS[: 1 if quick else None]
+        for seed in seeds[: 1 if quick else None]
         for backbone in backbones
         for amount in amounts
         for name in FOUR
