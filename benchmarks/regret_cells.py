@@ -76,7 +76,8 @@ def grid(quick: bool = False, seeds: Sequence[int] = SEEDS) -> list[Cell]:
 def small_copies(name: str, work: Path, assets: Path = ASSETS, side: int = SIDE) -> Path:
     """Folder `<class>/*.bmp` with the images of a set, their shorter side at most `side` pixels.
 
-    Without compression: reading them again and again should cost next to nothing.
+    Without compression: reading them again and again should cost next to nothing. One `side` for a
+    folder `work`: what lies there is taken as it is.
     """
     folder = work / "images" / name
     if folder.is_dir():

@@ -260,12 +260,13 @@ class CellTrainer:
         batch = self.given.config.data.batch_size
         plan = build_plan(config, built, train_images=number, batch_size=batch)
         plan = limited(plan, number, rate, self.limits)
-        known = [fit for fit in self._trained if fit.same_steps(config.head, plan)]
-        if any(fit.averages == plan.phases[-1].average for fit in known):
-            found = next(fit for fit in known if fit.averages == plan.phases[-1].average)
-            return found.row | {"phases": [asdict(p) for p in plan.phases]}
-        if known and plan.phases[-1].average:
-            self._average(known[0], built, folder)
+        averages = plan.phases[-1].average
+        alike = [fit for fit in self._trained if fit.same_steps(config.head, plan)]
+        known = {fit.averages: fit for fit in alike}
+        if averages in known:
+            return known[averages].row | {"phases": [asdict(p) for p in plan.phases]}
+        if known and averages:
+            self._average(known[False], built, folder)
         elif len(plan.phases) > 1:
             # As after an interruption: `run_plan` finds the first phase done, and goes on.
             shutil.copytree(self._first_phase(config, plan), folder)

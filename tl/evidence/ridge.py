@@ -96,7 +96,7 @@ class Smoother:
             found: Array = (inverse + inverse.T) * -penalty
             found[np.diag_indices_from(found)] = 1 - penalty * np.diag(inverse)
         else:
-            half = solve_triangular(lower, self.rows.T, lower=True)
+            half = _solved(lower, self.rows.T)
             found = half.T @ half
         unit = self.root / np.linalg.norm(self.root)  # the intercept, which is not penalised
         found += np.outer(unit, unit)
@@ -185,13 +185,14 @@ def _left_out_of_features(
     toward = (csr_array(weighted.T) @ design).T
     for number, fold in enumerate(folds):
         rest, own = _rest(folds, number), design[fold]
+        other, wanted = design[rest], weighted[rest]
         without = both - own.T @ own
         aims = toward - own.T @ weighted[fold]
         for penalty in PENALTIES:
             lower = _shifted_cholesky(without, np.append(np.full(rows.shape[1], penalty), 0.0))
             fitted = _solved(lower, _solved(lower, aims), trans=1)
-            others = weighted[rest] - design[rest] @ fitted
-            half = _solved(lower, design[rest].T)
+            others = wanted - other @ fitted
+            half = _solved(lower, other.T)
             leverage = np.einsum("ij,ij->j", half, half)
             left = weighted[fold] - own @ fitted
             yield LeftOut(number, penalty, left, _press(others, leverage))

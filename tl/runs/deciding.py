@@ -177,18 +177,10 @@ def decide_or_keep(
     """
     if config.finetune.method != AUTO:
         return config, fitting(built, config.model, config.finetune, table), None
-    asked = config
     read = ranks.on_first(Advice.read)
-    advice = read(folder.path) if folder.resumed else measured(asked, table, built)
-    config = advice.config(asked)
-    try:
-        return config, fitting(built, config.model, config.finetune, table), advice
-    except ConfigError as error:
-        if asked.finetune.head is config.finetune.head:
-            raise
-        advice = advice.without_choice(str(error))
-    config = advice.config(asked)
-    return config, fitting(built, config.model, config.finetune, table), advice
+    advice = read(folder.path) if folder.resumed else measured(config, table, built)
+    advice, built = fitted(advice, config, config.model, table, built)
+    return advice.config(config), built, advice
 
 
 def measured(config: TrainConfig | AdviseConfig, table: ImageTable, built: BuiltModel) -> Advice:
@@ -209,6 +201,27 @@ def measured(config: TrainConfig | AdviseConfig, table: ImageTable, built: Built
         image_size=config.model.image_size,
     )
     return Advice(evidence, decision)
+
+
+def fitted(
+    advice: Advice,
+    asked: TrainConfig | AdviseConfig,
+    model: ModelConfig,
+    table: ImageTable,
+    built: BuiltModel,
+) -> tuple[Advice, BuiltModel]:
+    """The advice that a network can follow, the neighbour's if need be, and the network for it.
+
+    Raises:
+        ConfigError: The network cannot have the head that the user asked for.
+    """
+    try:
+        return advice, fitting(built, advice.decision.model(model), advice.finetune, table)
+    except ConfigError as error:
+        if asked.finetune.head is advice.finetune.head:
+            raise
+        advice = advice.without_choice(str(error))
+    return advice, fitting(built, advice.decision.model(model), advice.finetune, table)
 
 
 def fitting(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tl.advice import Candidate
-from tl.config import AdviseConfig, CacheMode, ConfigError, ModelConfig
-from tl.runs.deciding import fitting, measured
+from tl.config import AdviseConfig, CacheMode, ModelConfig
+from tl.runs.deciding import fitted, measured
 
 if TYPE_CHECKING:  # so that `tl advise --help` loads no torch
     from tl.data import ImageTable
@@ -33,14 +33,7 @@ def look(config: AdviseConfig, model: ModelConfig, table: ImageTable) -> Candida
     from tl.training import estimate
 
     built = build_model(model, table.classes)
-    advice = measured(config, table, built)
-    try:
-        built = fitting(built, advice.decision.model(model), advice.decision.finetune, table)
-    except ConfigError as error:
-        if config.finetune.head is advice.decision.finetune.head:
-            raise
-        advice = advice.without_choice(str(error))
-        built = fitting(built, advice.decision.model(model), advice.decision.finetune, table)
+    advice, built = fitted(measured(config, table, built), config, model, table, built)
     decision = advice.decision
     plan = build_plan(
         decision.finetune,
